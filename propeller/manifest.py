@@ -1,0 +1,59 @@
+"""The list of a folder's files with sizes and sha256: written last, verified before anything is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from propeller import atomic
+from propeller.errors import CheckpointError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """Size and checksum of one file, as manifests hold them."""
+    return {"bytes": path.stat().st_size, "sha256": atomic.sha256(path)}
+
+
+def write(folder: Path, **more: Any) -> None:
+    """Writes the manifest of all files in `folder`, and what else the caller names."""
+    files = {path.name: file_entry(path) for path in sorted(folder.iterdir())}
+    manifest = {"format_version": FORMAT_VERSION, **more, "files": files}
+    (folder / MANIFEST).write_text(atomic.to_json(manifest, indent=1), "utf-8")
+
+
+def mismatch(folder: Path, files: dict[str, Any]) -> str | None:
+    """Says what is wrong with the first file that is missing, cut or altered; None if all are whole."""
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{path} has {path.stat().st_size} bytes where {expected['bytes']} were written"
+        if atomic.sha256(path) != expected["sha256"]:
+            return f"{path} is damaged: its bytes do not match their sha256"
+    return None
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Compares a checkpoint with its manifest and returns the manifest.
+
+    Raises:
+        CheckpointError: a file is missing, cut or altered, or the format is another one.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
+        version, files = manifest["format_version"], manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} cannot be read ({error!r}).") from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder} has checkpoint format {version!r}, this release reads {FORMAT_VERSION}."
+        )
+    problem = mismatch(folder, files)
+    if problem:
+        raise CheckpointError(f"{problem}.")
+    return manifest

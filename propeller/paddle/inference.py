@@ -1,0 +1,161 @@
+"""Runs a bundle through Paddle Inference: oneDNN on a CPU, bf16 on request."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from propeller import bundle
+from propeller.bundle import ArraySpec, Bundle
+from propeller.errors import ConfigError, DataError, ExportError
+from propeller.paddle.runtime import available_cores, paddle
+
+log = logging.getLogger("propeller")
+
+# oneDNN keeps what it prepared for so many shapes, the least recently used one goes first.
+_SHAPE_CACHE = 256
+_FP32_TOLERANCE = 1e-4
+_BF16_TOLERANCE = 5e-2
+
+
+class Predictor:
+    """A loaded bundle: `predict(arrays) -> arrays`, row by row.
+
+    At load it runs the bundle's own probe batch. Some models crash oneDNN or differ under it; then
+    it falls back to plain Paddle Inference with a warning.
+
+    Args:
+        source: a bundle, or its folder.
+        device: `cpu`, `gpu` or `gpu:N`.
+        num_threads: threads for the math; None takes the cores this process may use.
+        bf16: compute in bfloat16 on a CPU (needs oneDNN).
+
+    Raises:
+        ExportError: no bundle, a damaged one, or one whose outputs are not the exported model's.
+        ConfigError: an unknown device.
+    """
+
+    def __init__(
+        self,
+        source: Bundle | str | Path,
+        *,
+        device: str = "cpu",
+        num_threads: int | None = None,
+        bf16: bool = False,
+    ):
+        self.bundle = source if isinstance(source, Bundle) else bundle.read_bundle(source)
+        self._device, self._num_threads = device, num_threads or available_cores()
+        kind = device.partition(":")[0]
+        if kind not in ("cpu", "gpu"):
+            raise ConfigError(f"A predictor runs on cpu or gpu[:N], got {device!r}.")
+        if bf16 and kind != "cpu":
+            raise ConfigError("bf16 is for the CPU predictor; got a GPU.")
+        modes = ["onednn", "plain"] if kind == "cpu" else ["gpu"]
+        if bf16:
+            modes.insert(0, "bf16")
+        self.mode = self._first_that_works(modes)
+
+    def _first_that_works(self, modes: list[str]) -> str:
+        problems = []
+        for mode in modes:
+            try:
+                self._load(mode)
+                self._check_probe(_BF16_TOLERANCE if mode == "bf16" else _FP32_TOLERANCE)
+            except (RuntimeError, ValueError, OSError, ExportError) as error:
+                problems.append(f"{mode}: {str(error).strip().splitlines()[-1]}")
+                continue
+            if problems:
+                warnings.warn(
+                    f"{self.bundle.folder} runs as {mode}, since its self-test failed: "
+                    + "; ".join(problems),
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+            return mode
+        raise ExportError(f"{self.bundle.folder} cannot be run: " + "; ".join(problems))
+
+    def _load(self, mode: str) -> None:
+        model = self.bundle.folder / bundle.MODEL
+        config = paddle.inference.Config(f"{model}.json", f"{model}.pdiparams")
+        config.disable_glog_info()
+        if mode == "gpu":
+            index = self._device.partition(":")[2] or "0"
+            config.enable_use_gpu(256, int(index))
+        else:
+            config.disable_gpu()
+            config.set_cpu_math_library_num_threads(self._num_threads)
+        if mode in ("onednn", "bf16"):
+            config.enable_mkldnn()
+            config.set_mkldnn_cache_capacity(_SHAPE_CACHE)
+        if mode == "bf16":
+            config.enable_mkldnn_bfloat16()
+        # No enable_memory_optim(): it crashes with PIR models (Paddle 3.3.1).
+        self._predictor = paddle.inference.create_predictor(config)
+        # By name: an input that the model does not really use is not in the graph.
+        self._inputs = {
+            name: self._predictor.get_input_handle(name) for name in self._predictor.get_input_names()
+        }
+        self._outputs = [
+            self._predictor.get_output_handle(name) for name in self._predictor.get_output_names()
+        ]
+
+    def _check_probe(self, tolerance: float) -> None:
+        inputs, expected = self.bundle.probe()
+        outputs = self.predict(inputs)
+        for name, array in expected.items():
+            if outputs[name].shape != array.shape:
+                raise ExportError(f"output {name} is {outputs[name].shape}, was {array.shape} at export")
+            scale = max(1.0, float(np.abs(array).max(initial=0.0)))
+            difference = float(np.abs(outputs[name] - array).max(initial=0.0))
+            if not difference <= tolerance * scale:
+                raise ExportError(
+                    f"output {name} differs from the exported model's by {difference:.2g} on the probe batch"
+                )
+
+    def predict(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Runs one batch.
+
+        Args:
+            arrays: every input of the bundle by name; integer and float types are cast where that
+                loses nothing.
+
+        Returns:
+            Every output by name, with as many rows as the inputs.
+
+        Raises:
+            DataError: an input is missing, or has a wrong rank, type or number of rows.
+        """
+        rows = None
+        for spec in self.bundle.inputs:
+            array = _fitting(spec, arrays)
+            if rows is not None and len(array) != rows:
+                raise DataError(f"Input {spec.name!r} has {len(array)} rows, the one before {rows}.")
+            rows = len(array)
+            if spec.name in self._inputs:
+                self._inputs[spec.name].copy_from_cpu(array)
+        if not rows:
+            raise DataError("The batch has no rows.")
+        self._predictor.run()
+        outputs = {
+            spec.name: handle.copy_to_cpu()
+            for spec, handle in zip(self.bundle.outputs, self._outputs, strict=True)
+        }
+        for name, array in outputs.items():
+            if len(array) != rows:
+                raise ExportError(f"Output {name!r} has {len(array)} rows for {rows} of input.")
+        return outputs
+
+
+def _fitting(spec: ArraySpec, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    if spec.name not in arrays:
+        raise DataError(f"Input {spec.name!r} is missing; got {sorted(arrays)}.")
+    array = np.asarray(arrays[spec.name])
+    if array.ndim != len(spec.axes):
+        raise DataError(f"Input {spec.name!r} must have the axes {spec.axes}, got the shape {array.shape}.")
+    if not np.can_cast(array.dtype, spec.dtype, casting="same_kind"):
+        raise DataError(f"Input {spec.name!r} must be {spec.dtype}, got {array.dtype}.")
+    return np.ascontiguousarray(array, dtype=spec.dtype)

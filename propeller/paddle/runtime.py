@@ -1,0 +1,123 @@
+"""The one place where Paddle is imported and set up.
+
+Paddle and its math library read some settings only while they are loaded, so they are put into the
+environment first; whatever the user has set stays. Every other module takes Paddle from here:
+`from propeller.paddle.runtime import paddle`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TextIO
+
+from propeller.errors import ConfigError
+
+
+def available_cores() -> int:
+    """Cores this process may really use: its CPU affinity, cut by the container's quota."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        cores = os.cpu_count() or 1
+    return max(1, min(cores, _cgroup_quota() or cores))
+
+
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Whole cores the CPU quota allows (cgroup v2, then v1), None without a quota."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text()
+            period = (root / "cpu/cpu.cfs_period_us").read_text()
+        except OSError:
+            return None
+    if quota.strip() == "max" or int(quota) <= 0:
+        return None
+    return max(1, int(quota) // int(period))
+
+
+def _is_amd() -> bool:
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def _prepare_environment() -> None:
+    """Sets what Paddle reads while it loads, never over what the user set."""
+    # Level 2 leaves errors: Paddle's C++ side otherwise logs a warning at each export.
+    wanted = {"OMP_NUM_THREADS": str(available_cores()), "GLOG_minloglevel": "2"}
+    if _is_amd():
+        # Paddle's MKL is from 2019 and takes its slow path on AMD unless told the CPU's kind:
+        # 63 -> 141 GFLOP/s for a matmul on a Zen 4 core pair.
+        wanted["MKL_DEBUG_CPU_TYPE"] = "5"
+    missing = {key: value for key, value in wanted.items() if key not in os.environ}
+    if "paddle" in sys.modules and missing:
+        warnings.warn(
+            "Paddle was imported before propeller.paddle, so these settings came too late: "
+            f"{', '.join(sorted(missing))}. Import propeller.paddle first, or set them yourself.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return
+    os.environ.update(missing)
+
+
+class _Filtered(io.TextIOBase):
+    """Standard error without the two lines Paddle prints about OMP_NUM_THREADS whenever it is not 1."""
+
+    def __init__(self, stream: TextIO):
+        self._stream, self._line = stream, ""
+
+    def write(self, text: str) -> int:
+        self._line += text
+        while "\n" in self._line:
+            line, _, self._line = self._line.partition("\n")
+            if "OMP_NUM_THREADS" not in line:
+                self._stream.write(line + "\n")
+        return len(text)
+
+
+_prepare_environment()
+try:
+    with warnings.catch_warnings(), contextlib.redirect_stderr(_Filtered(sys.stderr)):
+        warnings.filterwarnings("ignore", message="No ccache found")
+        import paddle
+except ModuleNotFoundError as error:
+    if error.name != "paddle":
+        raise
+    raise ModuleNotFoundError(
+        "This part needs PaddlePaddle, which is not installed. "
+        "Install it with `pip install 'ernie-propeller[cpu]'` (or `[gpu]`).",
+        name="paddle",
+    ) from None
+
+
+def set_device(name: str | None = None) -> str:
+    """Makes `name` the device of this process and returns it.
+
+    Args:
+        name: any device Paddle knows (`cpu`, `gpu`, `gpu:1`, `xpu`, a custom one); None takes the
+            best there is.
+
+    Raises:
+        ConfigError: Paddle does not know the device, or this build cannot use it.
+    """
+    try:
+        paddle.set_device(name or paddle.get_device())
+    except (ValueError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ConfigError(
+            f"device {name!r} cannot be used with this build of Paddle {paddle.__version__}: "
+            f"{reason} Devices here: {', '.join(paddle.device.get_available_device())}."
+        ) from error
+    return paddle.get_device()
+
+
+__all__ = ["available_cores", "paddle", "set_device"]

@@ -1,0 +1,158 @@
+"""Answers a stream of inputs in order, batched by length, in bounded memory.
+
+    lines -> reader thread -> chunk of what is there -> parse -> prepare -> sort by length -> pad
+          -> predict -> finish -> put back in order -> write, flush
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, TextIO
+
+import numpy as np
+
+from propeller import atomic
+from propeller.data import pad_batch
+from propeller.errors import DataError, PropellerError
+from propeller.paddle.inference import Predictor
+from propeller.processor import Answer, Processor, Raw, prepare_each
+
+CHUNK_ROWS = 2048
+BATCH_ROWS = 32
+# Lengths are rounded up, since oneDNN prepares each new shape once and that costs milliseconds.
+LENGTH_MULTIPLE = 8
+
+
+def answer_all(
+    predictor: Predictor, processor: Processor, raws: Sequence[Raw | PropellerError]
+) -> list[Answer | PropellerError]:
+    """Answers a chunk of raw examples, one answer or error for each, in order.
+
+    Args:
+        predictor: the model.
+        processor: its task.
+        raws: examples; an error stays where it is.
+    """
+    answers: list[Answer | PropellerError] = [raw for raw in raws]  # type: ignore[misc]
+    good = [place for place, raw in enumerate(raws) if not isinstance(raw, PropellerError)]
+    examples: list[tuple[int, dict[str, Any]]] = []
+    for place, prepared in zip(good, prepare_each(processor, [raws[i] for i in good]), strict=True):  # type: ignore[misc]
+        if isinstance(prepared, PropellerError):
+            answers[place] = prepared
+        else:
+            examples.append((place, prepared))
+    first = predictor.bundle.inputs[0].name
+    examples.sort(key=lambda item: len(item[1][first]))
+    for start in range(0, len(examples), BATCH_ROWS):
+        members = examples[start : start + BATCH_ROWS]
+        outputs = predictor.predict(_padded(predictor, [example for _, example in members]))
+        rows = {name: array[: len(members)] for name, array in outputs.items()}
+        for (place, _), answer in zip(members, processor.finish(rows), strict=True):
+            answers[place] = answer
+    return answers
+
+
+def _padded(predictor: Predictor, examples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Pads to a shape of few: a power of two rows (the last one repeated), a multiple of 8 tokens."""
+    rows = 1 << (len(examples) - 1).bit_length()
+    specs = predictor.bundle.inputs
+    columns = pad_batch(
+        [{spec.name: example[spec.name] for spec in specs} for example in examples]
+        + [{spec.name: examples[-1][spec.name] for spec in specs}] * (rows - len(examples)),
+        pad_values={spec.name: spec.pad_value for spec in specs},
+        pad_to_multiple=LENGTH_MULTIPLE,
+    )
+    return columns
+
+
+def read_lines(source: BinaryIO, processor: Processor) -> Iterator[list[Raw | PropellerError]]:
+    """Parses lines as they come, in chunks of what is there, `CHUNK_ROWS` at most.
+
+    A thread reads ahead, so that a chunk is complete when the reader has to wait: somebody who types
+    gets each answer at once, a file is read in large chunks. Only `\\n` ends a line.
+    """
+    lines: queue.Queue[bytes | None | OSError] = queue.Queue(maxsize=CHUNK_ROWS)
+
+    def read() -> None:
+        try:
+            for line in source:
+                lines.put(line)
+            lines.put(None)
+        except (OSError, ValueError) as error:
+            lines.put(error if isinstance(error, OSError) else None)
+
+    threading.Thread(target=read, name="stdin", daemon=True).start()
+    number = itertools.count(1)
+    while True:
+        chunk = [lines.get()]
+        while chunk[-1] is not None and len(chunk) < CHUNK_ROWS:
+            try:
+                chunk.append(lines.get_nowait())
+            except queue.Empty:
+                break
+        texts = [line for line in chunk if isinstance(line, bytes)]
+        if texts:
+            yield [_parsed(processor, text, next(number)) for text in texts]
+        if chunk[-1] is None:
+            return
+        if isinstance(chunk[-1], OSError):
+            raise chunk[-1]
+
+
+def _parsed(processor: Processor, line: bytes, number: int) -> Raw | PropellerError:
+    try:
+        return processor.parse(line.removesuffix(b"\n").decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return DataError(f"line {number} is not UTF-8 ({error.reason} at byte {error.start})")
+    except DataError as error:
+        return error
+
+
+def format_text(processor: Processor) -> Callable[[Answer | PropellerError], str]:
+    """Plain text: the processor's own form, `#error<TAB>reason` for an error."""
+
+    def write(answer: Answer | PropellerError) -> str:
+        if isinstance(answer, PropellerError):
+            return "#error\t" + " ".join(str(answer).split())
+        return processor.format(answer)
+
+    return write
+
+
+def format_jsonl(answer: Answer | PropellerError) -> str:
+    """One JSON object a line, `{"error": ...}` for an error."""
+    return atomic.to_json({"error": str(answer)} if isinstance(answer, PropellerError) else answer)
+
+
+def predict_lines(
+    predictor: Predictor,
+    source: BinaryIO,
+    target: TextIO,
+    *,
+    processor: Processor,
+    write: Callable[[Answer | PropellerError], str],
+) -> int:
+    """Writes one line for each line read, in order, flushed chunk by chunk.
+
+    Returns:
+        The number of lines answered by an error.
+    """
+    errors = 0
+    for raws in read_lines(source, processor):
+        answers = answer_all(predictor, processor, raws)
+        errors += sum(isinstance(answer, PropellerError) for answer in answers)
+        target.write("".join(write(answer) + "\n" for answer in answers))
+        target.flush()
+    return errors
+
+
+def answer_stream(
+    predictor: Predictor, processor: Processor, raws: Iterable[Raw]
+) -> Iterator[Answer | PropellerError]:
+    """Answers any number of raw examples, in order, chunk by chunk."""
+    iterator = iter(raws)
+    while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
+        yield from answer_all(predictor, processor, chunk)

@@ -1,0 +1,258 @@
+"""Exports: the best weights, and the best model as a bundle that can be served.
+
+What is best survives a restart, because it is read from what lies on disk.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.paddle
+
+from propeller import atomic, bundle
+from propeller.bundle import ArraySpec
+from propeller.errors import ConfigError, ExportError
+from propeller.paddle.inference import Predictor
+from propeller.paddle.runtime import paddle
+from propeller.paddle.train.hooks import Results, find_result
+from propeller.paddle.train.model import Model, to_numpy
+from propeller.processor import Processor
+from propeller.types import RunMode, RunState
+from propeller.version import __version__
+
+log = logging.getLogger("propeller")
+
+BEST_FILE = "best.json"
+WEIGHTS = "model.safetensors"
+
+
+class Exporter(abc.ABC):
+    """Called by the loop after each evaluation."""
+
+    @abc.abstractmethod
+    def begin(self, state: RunState) -> None:
+        """A run starts anew (step 0) or goes on from `state`."""
+
+    @abc.abstractmethod
+    def export(self, model: Model, state: RunState, results: Results, columns: Mapping[str, Any]) -> None:
+        """Exports if there is a reason to.
+
+        Args:
+            model: the live model.
+            state: how far the run is.
+            results: the evaluation, by set and metric name.
+            columns: a real batch.
+        """
+
+
+class BestExporter(Exporter):
+    """Keeps the best weights in `folder/weights/` (`model.safetensors`, `best.json`).
+
+    The first evaluation exports whatever its value.
+
+    Args:
+        folder: where to write.
+        cmp_fn: `(old results, new results) -> is the new one better?`, results by set and metric.
+        metric: instead of `cmp_fn`: a metric of the evaluation.
+        greater_is_better: its direction; by default `loss` falls and all else rises.
+        dataset: the evaluation set it is taken from; None takes the first.
+    """
+
+    link_name = "weights"
+
+    def __init__(
+        self,
+        folder: str | Path,
+        cmp_fn: Callable[[Results, Results], bool] | None = None,
+        *,
+        metric: str | None = None,
+        greater_is_better: bool | None = None,
+        dataset: str | None = None,
+    ):
+        if (cmp_fn is None) == (metric is None):
+            raise ConfigError("A best exporter needs either cmp_fn or metric, one of the two.")
+        self.folder = Path(folder)
+        self.link = self.folder / self.link_name
+        self._better = cmp_fn or _by_metric(str(metric), greater_is_better, dataset)
+        self._best: Results | None = None
+
+    def begin(self, state: RunState) -> None:
+        self._best = None
+        if state.step > 0 and (self.link / BEST_FILE).exists():
+            self._best = json.loads((self.link / BEST_FILE).read_text("utf-8"))["results"]
+
+    def export(self, model: Model, state: RunState, results: Results, columns: Mapping[str, Any]) -> None:
+        if self._best is not None and not self._better(self._best, results):
+            return
+        versions = self.folder / f".{self.link_name}"
+        target = _free(versions / f"step_{state.step:08d}")
+        with atomic.new_folder(target) as folder:
+            self._write(folder, model, results, columns)
+            best = {"step": state.step, "results": results}
+            (folder / BEST_FILE).write_text(atomic.to_json(best, indent=1) + "\n", "utf-8")
+        previous = self.link.resolve() if self.link.is_symlink() else None
+        atomic.swap_link(self.link, target)
+        # The version before stays, for whoever is just reading it.
+        for version in versions.iterdir():
+            if version != target and version.resolve() != previous:
+                shutil.rmtree(version)
+        self._best = results
+        log.info("exported the best model so far, of step %d, to %s", state.step, self.link)
+
+    def _write(self, folder: Path, model: Model, results: Results, columns: Mapping[str, Any]) -> None:
+        safetensors.paddle.save_file(model.state_dict(), str(folder / WEIGHTS))
+
+
+class BestInferenceModelExporter(BestExporter):
+    """Keeps the best model as a bundle in `folder/inference/`.
+
+    Each new bundle is loaded again and must give the live model's outputs on a real batch (1e-4 in
+    fp32) before it replaces the old one.
+
+    Args:
+        folder, cmp_fn, metric, greater_is_better, dataset: as `BestExporter`.
+        processor: what turns text into the model's inputs and its outputs into answers.
+    """
+
+    link_name = "inference"
+
+    def __init__(
+        self,
+        folder: str | Path,
+        cmp_fn: Callable[[Results, Results], bool] | None = None,
+        *,
+        metric: str | None = None,
+        greater_is_better: bool | None = None,
+        dataset: str | None = None,
+        processor: Processor | None = None,
+    ):
+        super().__init__(
+            folder, cmp_fn, metric=metric, greater_is_better=greater_is_better, dataset=dataset
+        )
+        self.processor = processor
+
+    def _write(self, folder: Path, model: Model, results: Results, columns: Mapping[str, Any]) -> None:
+        export_bundle(folder, model, columns, processor=self.processor, metrics=results)
+
+
+def _by_metric(
+    metric: str, greater_is_better: bool | None, dataset: str | None
+) -> Callable[[Results, Results], bool]:
+    greater = metric != "loss" if greater_is_better is None else greater_is_better
+
+    def better(old: Results, new: Results) -> bool:
+        before, now = find_result(old, metric, dataset), find_result(new, metric, dataset)
+        if np.isnan(before):
+            return True
+        return now > before if greater else now < before
+
+    return better
+
+
+def _free(path: Path) -> Path:
+    """`path`, or with a number behind it when that step was exported before."""
+    candidate, number = path, 0
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}.{number}")
+    return candidate
+
+
+class _Serving(paddle.nn.Layer):
+    """Gives the outputs as a list in known order, since an inference model has no names for them.
+
+    The model is exported through this, since `to_static` changes the layer it is called on.
+    """
+
+    def __init__(self, model: Model, outputs: list[str]):
+        super().__init__()
+        self.model, self.outputs = model, outputs
+
+    def forward(self, features: dict[str, paddle.Tensor]) -> Any:
+        predictions = self.model(features)
+        if not isinstance(predictions, dict):
+            return predictions
+        return [predictions[name] for name in self.outputs]
+
+
+def export_bundle(
+    folder: Path,
+    model: Model,
+    columns: Mapping[str, Any],
+    *,
+    processor: Processor | None,
+    metrics: Results,
+) -> None:
+    """Writes a bundle into an empty folder and checks it against the live model.
+
+    Args:
+        folder: where to write.
+        model: the live model; its mode is put back.
+        columns: a real batch, for the comparison.
+        processor: see `BestInferenceModelExporter`.
+        metrics: evaluation results to store.
+
+    Raises:
+        ExportError: the model declares no inputs, or the bundle's outputs are not the model's.
+    """
+    if model.inputs is None:
+        raise ExportError(
+            f"{type(model).__name__} cannot be exported: it does not say what it takes. Declare "
+            "inputs = (ArraySpec('input_ids', 'int64', ('batch', 'seq_len')), ...) in the class."
+        )
+    arrays = {spec.name: np.asarray(columns[spec.name]) for spec in model.inputs}
+    with _predicting(model):
+        expected = to_numpy(model({name: paddle.to_tensor(array) for name, array in arrays.items()}))
+        serving = _Serving(model, list(expected))
+        serving.eval()
+        specs = {
+            spec.name: paddle.static.InputSpec(
+                [axis if isinstance(axis, int) else None for axis in spec.axes], spec.dtype, spec.name
+            )
+            for spec in model.inputs
+        }
+        static = paddle.jit.to_static(serving, input_spec=[specs], full_graph=True)
+        paddle.jit.save(static, str(folder / bundle.MODEL))
+        shapes = [tuple(output.shape) for output in static.forward.outputs]
+    bundle.write_probe(folder, arrays, expected)
+    bundle.write_bundle(
+        folder,
+        inputs=model.inputs,
+        outputs=_output_specs(model.inputs, expected, shapes),
+        processor=processor,
+        metrics=metrics,
+        metadata={"versions": {"ernie-propeller": __version__, "paddle": paddle.__version__}},
+    )
+    Predictor(folder, device=paddle.get_device())  # compares itself with the probe
+
+
+@contextlib.contextmanager
+def _predicting(model: Model) -> Iterator[None]:
+    before, model.mode = model.mode, RunMode.PREDICT
+    try:
+        with paddle.no_grad():
+            yield
+    finally:
+        model.mode = before
+
+
+def _output_specs(
+    inputs: tuple[ArraySpec, ...], outputs: Mapping[str, np.ndarray], shapes: list[tuple[int, ...]]
+) -> list[ArraySpec]:
+    """Names the axes of the outputs: rows first, then the inputs' own varying axis where there is one."""
+    varying = [axis for spec in inputs for axis in spec.axes[1:] if isinstance(axis, str)]
+    specs = []
+    for (name, array), shape in zip(outputs.items(), shapes, strict=True):
+        axes: list[str | int] = ["batch"]
+        for place, size in enumerate(shape[1:], start=1):
+            axes.append(size if size >= 0 else varying[0] if varying else f"axis_{place}")
+        specs.append(ArraySpec(name, str(array.dtype), tuple(axes)))
+    return specs

@@ -1,0 +1,321 @@
+"""The training loop, in the order in which things happen.
+
+    resume from the newest whole checkpoint, else start anew
+    train_begin
+    for each batch:
+        step_begin
+        seed -> forward -> loss -> finite? -> backward -> clip -> optimizer -> schedule
+        step += 1
+        step_end
+        evaluate, if due        -> eval_end
+        checkpoint, if due      -> checkpoint_saved
+        export, if better
+        stop, if asked or at the last step
+    train_end, also after a crash
+
+Evaluation, checkpoint and export always run at the last step. Hooks watch; they do not change this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from propeller.data import Dataset
+from propeller.errors import DataError, Interrupted, NonFiniteLossError
+from propeller.paddle.runtime import paddle
+from propeller.paddle.train.checkpoint import (
+    Checkpoint,
+    Checkpointer,
+    optimizer_tensors,
+    schedule_of,
+    schedule_state,
+    set_optimizer_tensors,
+    set_weights,
+)
+from propeller.paddle.train.exporter import Exporter
+from propeller.paddle.train.hooks import Hook, StepResult, check_hooks
+from propeller.paddle.train.model import Batch, Model, label_columns, run_loss, to_numpy
+from propeller.types import RunConfig, RunMode, RunState
+
+log = logging.getLogger("propeller")
+
+Results = dict[str, dict[str, Any]]
+StepStrategy = Callable[[Model, "paddle.optimizer.Optimizer", Batch], float]
+
+
+@dataclasses.dataclass
+class Job:
+    """What one training run works with."""
+
+    model: Model
+    optimizer: paddle.optimizer.Optimizer
+    run_config: RunConfig
+    train_dataset: Dataset
+    eval_datasets: Mapping[str, Dataset]
+    hooks: Sequence[Hook]
+    exporters: Sequence[Exporter]
+    checkpointer: Checkpointer
+    step_strategy: StepStrategy
+
+
+def plain_step(model: Model, optimizer: paddle.optimizer.Optimizer, batch: Batch) -> float:
+    """Forward, loss, backward, clip and update for one batch; returns its mean loss.
+
+    Raises:
+        FloatingPointError: the loss is not finite; the weights are untouched.
+    """
+    predictions = model(batch.features)
+    total, weight = run_loss(model, predictions, batch)
+    mean = total / weight
+    loss = mean.item()
+    if not math.isfinite(loss):
+        raise FloatingPointError(str(loss))
+    mean.backward()
+    optimizer.step()
+    optimizer.clear_grad()
+    return loss
+
+
+def train(job: Job) -> RunState:
+    """Trains until the last step, the end of the data, or somebody asks to stop.
+
+    Returns:
+        The state reached.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
+        NonFiniteLossError: the loss became NaN or infinite.
+        DataError: the data is empty or cannot be read.
+    """
+    check_hooks(job.hooks)
+    config, model = job.run_config, job.model
+    state, position = _resume(job)
+    last = _last_step(config, state)
+    error: BaseException | None = None
+    reason: str | None = None
+    for exporter in job.exporters:
+        exporter.begin(state)
+    try:
+        for hook in job.hooks:
+            hook.train_begin(config, state, last)
+        if last is not None and state.step >= last:
+            log.info("nothing to do: step %d of %d is already reached", state.step, last)
+            return state
+        model.mode = RunMode.TRAIN
+        batches = _last_marked(job.train_dataset.iterate(position, seed=config.seed))
+        with contextlib.closing(batches), _catch_signals() as caught:
+            for columns, position, is_last in batches:
+                for hook in job.hooks:
+                    hook.step_begin(state)
+                result = _step(job, state, Batch.of(model, columns))
+                state = _advanced(state, result, job.train_dataset.epoch(position))
+                reason = _asked([hook.step_end(state, result) for hook in job.hooks])
+                done = is_last or state.step == last or reason is not None
+                results: Results = {}
+                if not caught and _due(config.eval_steps, config, state, done):
+                    results = evaluate_all(model, job.eval_datasets, config.eval_max_steps, state.step)
+                    if results:
+                        reason = _asked([hook.eval_end(state, results) for hook in job.hooks]) or reason
+                    done = done or reason is not None
+                if caught or _due(config.save_steps, config, state, done):
+                    _save(job, state, position)
+                if results:
+                    for exporter in job.exporters:
+                        exporter.export(model, state, results, columns)
+                if caught:
+                    raise Interrupted(
+                        f"Stopped by {signal.Signals(caught[0]).name} at step {state.step}; the checkpoint "
+                        "is saved. The same command goes on from there.",
+                        caught[0],
+                    )
+                if done:
+                    break
+        if reason is not None:
+            log.info("stopped at step %d: %s", state.step, reason)
+        return state
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        _end(job.hooks, state, error)
+
+
+def _resume(job: Job) -> tuple[RunState, Any]:
+    """Takes up the newest whole checkpoint, if there is one."""
+    checkpoint = job.checkpointer.load_latest()
+    if checkpoint is None:
+        return RunState(), None
+    source = job.checkpointer.path(checkpoint.state.step)
+    set_weights(job.model, checkpoint.model, source)
+    set_optimizer_tensors(job.optimizer, job.model, checkpoint.optimizer)
+    schedule = schedule_of(job.optimizer)
+    if schedule is not None:
+        schedule.set_state_dict(dict(checkpoint.schedule))
+    for hook in job.hooks:
+        if hook.name in checkpoint.hooks:
+            hook.load_state_dict(checkpoint.hooks[hook.name])
+    log.info("resumed from %s", source)
+    return checkpoint.state, checkpoint.position
+
+
+def _last_step(config: RunConfig, state: RunState) -> int | None:
+    ends = [config.max_steps, None if config.run_steps is None else state.step + config.run_steps]
+    return min((end for end in ends if end is not None), default=None)
+
+
+def _last_marked(items: Iterator[tuple[Any, Any]]) -> Iterator[tuple[Any, Any, bool]]:
+    """Marks the last batch: one is read ahead, since the last step must evaluate and save."""
+    with contextlib.closing(items):  # type: ignore[type-var]
+        held = next(items, None)
+        if held is None:
+            raise DataError("The training data gave no batch. Is it empty, or smaller than one batch?")
+        for item in items:
+            yield *held, False
+            held = item
+        yield *held, True
+
+
+def _step(job: Job, state: RunState, batch: Batch) -> StepResult:
+    # Dropout and the like are a function of (seed, step), so a resume needs no generator state.
+    paddle.seed((job.run_config.seed << 32) + state.step)
+    learning_rate = job.optimizer.get_lr()
+    try:
+        loss = job.step_strategy(job.model, job.optimizer, batch)
+    except FloatingPointError as error:
+        saved = job.checkpointer.steps()
+        kept = job.checkpointer.path(saved[-1]) if saved else "none was saved yet"
+        raise NonFiniteLossError(
+            f"The loss is {error} at step {state.step + 1} (learning rate {learning_rate:.3g}). "
+            f"Last good checkpoint: {kept}. Try a lower learning rate, or look at that batch."
+        ) from error
+    schedule = schedule_of(job.optimizer)
+    if schedule is not None:
+        schedule.step()
+    return StepResult(loss, learning_rate, batch.num_examples, batch.num_tokens)
+
+
+def _advanced(state: RunState, result: StepResult, epoch: int) -> RunState:
+    return RunState(
+        step=state.step + 1,
+        epoch=epoch,
+        examples=state.examples + result.num_examples,
+        tokens=state.tokens + result.num_tokens,
+    )
+
+
+def _asked(reasons: Sequence[str | None]) -> str | None:
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _due(every: int, config: RunConfig, state: RunState, done: bool) -> bool:
+    return done or (state.step % every == 0 and state.step >= config.skip_steps)
+
+
+def _save(job: Job, state: RunState, position: Any) -> None:
+    weights = job.model.state_dict()
+    bad = [name for name, tensor in weights.items() if not paddle.isfinite(tensor.sum()).item()]
+    if bad:
+        raise NonFiniteLossError(
+            f"After step {state.step} these weights are not finite: {', '.join(bad[:5])}; they were not "
+            "saved, so the last checkpoint is the last good one. Try a lower learning rate."
+        )
+    path = job.checkpointer.save(
+        Checkpoint(
+            state=state,
+            position=position,
+            model=weights,
+            optimizer=optimizer_tensors(job.optimizer, job.model),
+            schedule=schedule_state(job.optimizer),
+            hooks={hook.name: hook.state_dict() for hook in job.hooks},
+        )
+    )
+    for hook in job.hooks:
+        hook.checkpoint_saved(state, path)
+
+
+def evaluate_all(
+    model: Model, datasets: Mapping[str, Dataset], max_batches: int | None, step: int
+) -> Results:
+    """Evaluates every set and logs a line for each; see `evaluate`."""
+    results: Results = {}
+    for name, dataset in datasets.items():
+        started = time.monotonic()
+        results[name] = evaluate(model, dataset, max_batches)
+        shown = ", ".join(
+            f"{key}: {value:.6f}" if isinstance(value, float) else f"{key}: {value}"
+            for key, value in results[name].items()
+        )
+        log.info(
+            "[%s evaluation] %s, elapsed: %.1f s, step: %d", name, shown, time.monotonic() - started, step
+        )
+    return results
+
+
+def evaluate(model: Model, dataset: Dataset, max_batches: int | None = None) -> dict[str, Any]:
+    """Runs the model over a set in EVAL mode and puts its mode back.
+
+    Returns:
+        `loss` (the mean by the model's own weights), every metric by name, and `n`, the examples.
+
+    Raises:
+        DataError: the set is empty, or has no labels.
+    """
+    metrics = model.metrics()
+    total, weight, count = 0.0, 0.0, 0
+    before, model.mode = model.mode, RunMode.EVAL
+    try:
+        with paddle.no_grad(), contextlib.closing(dataset.iterate()) as batches:
+            for columns, _ in itertools.islice(batches, max_batches):
+                batch = Batch.of(model, columns)
+                predictions = model(batch.features)
+                batch_total, batch_weight = run_loss(model, predictions, batch)
+                total, weight = total + batch_total.item(), weight + batch_weight
+                count += batch.num_examples
+                outputs, labels = to_numpy(predictions), label_columns(model, columns)
+                for metric in metrics.values():
+                    metric.update(outputs, labels, columns)
+    finally:
+        model.mode = before
+    if not count:
+        raise DataError("The evaluation data gave no batch.")
+    computed = {name: metric.compute() for name, metric in metrics.items()}
+    return {"loss": total / weight, **computed, "n": count}
+
+
+@contextlib.contextmanager
+def _catch_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM for the next step boundary; the second one ends at once."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: Any) -> None:
+        caught.append(number)
+        signal.signal(number, previous[number])
+        log.info("%s: stopping after this step", signal.Signals(number).name)
+
+    for number in previous:
+        signal.signal(number, note)
+    try:
+        yield caught
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _end(hooks: Sequence[Hook], state: RunState, error: BaseException | None) -> None:
+    """Runs every hook's `train_end`, each whether or not another failed; raises the first failure."""
+    with contextlib.ExitStack() as stack:
+        for hook in reversed(hooks):
+            stack.callback(hook.train_end, state, error)
