@@ -1,0 +1,1 @@
+"""Fine-tuning tasks: a `Processor` without Paddle for each, and the Paddle models in `ernie.tasks.models`."""

@@ -1,0 +1,174 @@
+"""Classification and regression of sentences and sentence pairs, without Paddle."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ernie.tokenizing import Tokenizer, load_tokenizer
+from propeller import atomic
+from propeller.data import Column, FeatureColumns, LabelColumn, RawColumn
+from propeller.errors import ConfigError, DataError
+from propeller.metrics import F1, Acc, MacroF1, Metric, Pearson, Spearman
+from propeller.processor import Answer, Processor, Raw, register_processor
+
+# What the public data sets call these columns.
+TEXT_A_NAMES = ("sentence", "sentence1", "#1 String", "text", "query", "question1", "premise")
+TEXT_B_NAMES = ("sentence2", "#2 String", "title", "question2", "hypothesis")
+LABEL_NAMES = ("Quality", "score", "is_duplicate", "gold_label", "labels")
+
+
+@register_processor
+class ClassificationProcessor(Processor):
+    """Texts and pairs in, labels with probabilities (or a number, for regression) out.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        labels: label texts by id; None means regression.
+        max_seqlen: tokens of an example at most, special ones included; longer ones are cut.
+        pair: whether an example has a `text_b`.
+    """
+
+    name = "classification"
+
+    def __init__(
+        self, tokenizer: Tokenizer, labels: Sequence[str] | None, *, max_seqlen: int, pair: bool
+    ):
+        if labels is not None and len(set(labels)) < 2:
+            raise ConfigError(f"A classifier needs at least two labels, got {list(labels)}.")
+        self.tokenizer = tokenizer
+        self.labels = None if labels is None else list(labels)
+        self.max_seqlen = max_seqlen
+        self.pair = pair
+
+    @property
+    def num_outputs(self) -> int:
+        """Size of the model's last axis: the number of labels, 1 for regression."""
+        return 1 if self.labels is None else len(self.labels)
+
+    @property
+    def pad_values(self) -> dict[str, int]:
+        """What fills up shorter rows, where that is not 0."""
+        return {"input_ids": self.tokenizer.pad_id}
+
+    def prepare(self, raws: Sequence[Raw]) -> list[dict[str, Any]]:
+        """Tokenises a batch.
+
+        Returns:
+            For each example `input_ids` and `token_type_ids` (int64 `[seq_len]`), `num_tokens` (before
+            it was cut) and its `label`, where it has one.
+        """
+        pairs = [str(raw["text_b"]) for raw in raws] if self.pair else None
+        encodings = self.tokenizer.encode_batch(
+            [str(raw["text_a"]) for raw in raws], pairs, max_seqlen=self.max_seqlen
+        )
+        examples = []
+        for raw, encoding in zip(raws, encodings, strict=True):
+            example: dict[str, Any] = {
+                "input_ids": encoding.input_ids,
+                "token_type_ids": encoding.token_type_ids,
+                "num_tokens": encoding.num_tokens,
+            }
+            if "label" in raw:
+                example["label"] = raw["label"]
+            examples.append(example)
+        return examples
+
+    def finish(self, outputs: Mapping[str, Any]) -> list[Answer]:
+        """Turns `logits` (float `[rows, labels]`) into answers.
+
+        Returns:
+            `{"label", "probability", "probabilities"}` for each row, `{"value"}` for regression.
+        """
+        logits = np.asarray(outputs["logits"], dtype=np.float64)
+        if self.labels is None:
+            return [{"value": float(value)} for value in logits.reshape(-1)]
+        exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        rows = exponents / exponents.sum(axis=-1, keepdims=True)
+        best = rows.argmax(axis=-1)
+        return [
+            {
+                "label": self.labels[index],
+                "probability": float(row[index]),
+                "probabilities": dict(zip(self.labels, row.tolist(), strict=True)),
+            }
+            for index, row in zip(best.tolist(), rows, strict=True)
+        ]
+
+    def parse(self, line: str) -> Raw:
+        """Reads `text_a`, or `text_a<TAB>text_b` for pairs."""
+        cells = line.split("\t")
+        if len(cells) != 1 + self.pair:
+            expected = "text_a<TAB>text_b" if self.pair else "one text without a tab"
+            raise DataError(f"expected {expected}, found {len(cells)} cells")
+        return dict(zip(("text_a", "text_b"), cells, strict=False))
+
+    def format(self, answer: Answer) -> str:
+        """Writes the probabilities in label order, tab-separated; the value for regression."""
+        values = [answer["value"]] if self.labels is None else answer["probabilities"].values()
+        return "\t".join(f"{value:.8g}" for value in values)
+
+    def metrics(self) -> dict[str, Metric]:
+        if self.labels is None:
+            return {"pearson": Pearson(), "spearman": Spearman()}
+        if len(self.labels) == 2:
+            return {"acc": Acc(), "f1": F1()}
+        return {"acc": Acc(), "macro_f1": MacroF1()}
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        self.tokenizer.save(folder)
+        return {"labels": self.labels, "max_seqlen": self.max_seqlen, "pair": self.pair}
+
+    @classmethod
+    def load(cls, folder: Path, settings: Mapping[str, Any]) -> ClassificationProcessor:
+        return cls(
+            load_tokenizer(folder),
+            settings["labels"],
+            max_seqlen=settings["max_seqlen"],
+            pair=settings["pair"],
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        settings = [self.name, self.tokenizer.fingerprint, self.labels, self.max_seqlen, self.pair]
+        return hashlib.sha256(atomic.to_json(settings).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def file_columns(
+    label: Column, *, pair: bool | None = None, names: Sequence[str] | None = None
+) -> FeatureColumns:
+    """The columns of training and evaluation files: `text_a`, `text_b` where there is one, the label.
+
+    Args:
+        label: how the label is read; see `label_column` and `raw_label_column`.
+        pair: whether there is a `text_b`; None leaves it to the file.
+        names: names of a file's columns in order, where it has no header; see `FeatureColumns`.
+    """
+    columns: list[Column] = [RawColumn("text_a", aliases=TEXT_A_NAMES)]
+    if pair is not False:
+        columns.append(RawColumn("text_b", aliases=TEXT_B_NAMES, optional=pair is None))
+    return FeatureColumns([*columns, label], file_columns=names)
+
+
+def label_column(labels: Sequence[str] | None) -> LabelColumn:
+    """The label: ids in the order of `labels`, or float32 numbers for regression (None)."""
+    if labels is None:
+        return LabelColumn("label", dtype="float32", aliases=LABEL_NAMES)
+    return LabelColumn("label", vocab=labels, aliases=LABEL_NAMES)
+
+
+def raw_label_column(*, optional: bool = False) -> RawColumn:
+    """The label as it stands in the file."""
+    return RawColumn("label", aliases=LABEL_NAMES, optional=optional)
+
+
+def number_labels(found: Iterable[str]) -> list[str]:
+    """Label texts in the order of their ids: by value if all are whole numbers, else sorted as text."""
+    texts = set(found)
+    if all(text.lstrip("-").isdecimal() for text in texts):
+        return sorted(texts, key=int)
+    return sorted(texts)

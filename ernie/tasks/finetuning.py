@@ -1,0 +1,238 @@
+"""What every fine-tuning script shares: flags, files, model configuration, batches, prediction.
+
+Paddle is imported only where it is needed, so that `--help` and a wrong flag answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import math
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ernie.config import CONFIG_KEYS, ErnieConfig
+from ernie.pretrained import load_pretrained_config, load_pretrained_state
+from ernie.tokenizing import Tokenizer, load_tokenizer
+from propeller import atomic
+from propeller.bundle import read_bundle
+from propeller.config import ArgumentParser
+from propeller.data import Dataset
+from propeller.errors import ConfigError, PropellerError
+from propeller.processor import Processor
+from propeller.types import HParams, RunConfig, WarmStartSetting
+
+log = logging.getLogger("ernie")
+
+DATA_KEYS = ("batch_size", "in_tokens", "num_epochs", "num_label", "use_fp16")
+
+
+def argument_parser(description: str) -> ArgumentParser:
+    """The flags of every fine-tuning script."""
+    parser = ArgumentParser(description)
+    data = parser.add_argument_group("data")
+    data.add_argument("--data_dir", help="folder with train, dev and test, as folders or .tsv(.gz) files")
+    for name in ("train", "dev", "test"):
+        data.add_argument(f"--{name}_set", metavar="FILE", help=f"the {name} file, in place of --data_dir")
+    data.add_argument("--columns", help="names of a file's columns in order, as text_a,text_b,label; _ skips one")
+    data.add_argument("--cache_dir", help="where prepared data is kept; default: the user's cache folder")
+    model = parser.add_argument_group("model")
+    model.add_argument("--warm_start_from", metavar="DIR", help="pretrained folder (own or Hugging Face)")
+    model.add_argument("--vocab_file", help="vocabulary; default: the warm-start folder's")
+    model.add_argument("--max_seqlen", type=int, default=128, help="tokens an example has at most")
+    model.add_argument("--do_lower_case", type=_boolean, default=None, help="where the model's folder says nothing")
+    model.add_argument("--sentence_piece_model", help="SentencePiece model (ERNIE-tiny)")
+    model.add_argument("--word_dict", help="word segmentation dictionary (ERNIE-tiny)")
+    predict = parser.add_argument_group("prediction")
+    predict.add_argument("--do_predict", action="store_true", help="answer the lines of standard input")
+    predict.add_argument("--bundle", metavar="DIR", help="exported model; default: model_dir/best/inference")
+    predict.add_argument("--format", choices=("tsv", "jsonl"), default="tsv", help="form of an output line")
+    predict.add_argument("--strict", action="store_true", help="exit with 1 if a line could not be read")
+    predict.add_argument("--bf16", action="store_true", help="predict in bfloat16 (CPU)")
+    predict.add_argument("--dev_predictions", metavar="FILE", help="after training: dev with its predictions, JSONL")
+    return parser
+
+
+def _boolean(text: str) -> bool:
+    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    try:
+        return values[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFiles:
+    """Where the sets of a task lie: a file, or a folder of parts, for each that is there."""
+
+    train: Path
+    dev: Path
+    test: Path | None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> DataFiles:
+        """Finds them by `--train_set --dev_set --test_set`, else in `--data_dir`.
+
+        Raises:
+            ConfigError: train or dev is missing, or a file that was named; what was looked for is named.
+        """
+        train, dev = (_locate(name, args) for name in ("train", "dev"))
+        if train is None or dev is None:
+            name = "train" if train is None else "dev"
+            raise ConfigError(
+                f"No {name} data: name it with --{name}_set FILE, or put {name}/, {name}.tsv or "
+                f"{name}.tsv.gz into --data_dir (now {args.data_dir})."
+            )
+        return cls(train, dev, _locate("test", args))
+
+    def items(self) -> list[tuple[str, Path]]:
+        """Name and place of the sets that are there."""
+        return [(name, path) for name, path in dataclasses.asdict(self).items() if path is not None]
+
+
+def _locate(name: str, args: argparse.Namespace) -> Path | None:
+    flag = getattr(args, f"{name}_set")
+    if flag is not None:
+        if not Path(flag).exists():
+            raise ConfigError(f"--{name}_set {flag} does not exist.")
+        return Path(flag)
+    if args.data_dir is None:
+        return None
+    candidates = (Path(args.data_dir) / f"{name}{end}" for end in ("", ".tsv", ".tsv.gz"))
+    return next((path for path in candidates if path.exists()), None)
+
+
+def check_hparams(hparams: HParams, known: Collection[str]) -> None:
+    """Refuses slips among the hyper-parameters, and lists what is not used.
+
+    Args:
+        hparams: what was given.
+        known: what the task reads, besides `DATA_KEYS` and the keys of the encoder.
+
+    Raises:
+        ConfigError: a near miss of a known key, or a request that cannot be met.
+    """
+    unused = hparams.check({*known, *DATA_KEYS, *CONFIG_KEYS})
+    if unused:
+        log.info("hyper-parameters not used: %s", ", ".join(unused))
+    if hparams.get("use_fp16"):
+        raise ConfigError("use_fp16 is set, but this release trains in float32 only. Set it to 0.")
+
+
+def resolve_model(args: argparse.Namespace, hparams: HParams) -> tuple[ErnieConfig, Tokenizer]:
+    """Resolves encoder and tokenizer: `--hparam` over the warm-start folder's over the defaults.
+
+    Raises:
+        ConfigError: no vocabulary is named, it is larger than the model's, or `--max_seqlen` is beyond
+            the model's positions.
+    """
+    folder = args.warm_start_from
+    if folder is None and args.vocab_file is None and args.sentence_piece_model is None:
+        raise ConfigError("No vocabulary: name --vocab_file, or --warm_start_from with a folder that has one.")
+    given = {} if folder is None else load_pretrained_config(folder).to_dict()
+    tokenizer = load_tokenizer(
+        folder,
+        vocab_file=args.vocab_file,
+        do_lower_case=args.do_lower_case,
+        sentence_piece_model=args.sentence_piece_model,
+        word_dict=args.word_dict,
+    )
+    sizes = {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
+    config = ErnieConfig.from_dict({**sizes, **given, **hparams}, ignore_others=True)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ConfigError(
+            f"The vocabulary has {tokenizer.vocab_size} entries, the model only {config.vocab_size}. "
+            "They do not belong together."
+        )
+    if args.max_seqlen > config.max_position_embeddings:
+        raise ConfigError(
+            f"--max_seqlen {args.max_seqlen} is beyond the model's {config.max_position_embeddings} positions."
+        )
+    return config, tokenizer
+
+
+def warm_start_setting(folder: str | None) -> WarmStartSetting | None:
+    """First weights for a model's `encoder` from a pretrained folder; its `head` is new."""
+    if folder is None:
+        return None
+
+    def encoder_tensors() -> Mapping[str, Any]:
+        _, tensors = load_pretrained_state(folder)
+        return {f"encoder.{name}": array for name, array in tensors.items()}
+
+    return WarmStartSetting(source=encoder_tensors, new=("head.*",))
+
+
+def batched(dataset: Dataset, hparams: HParams, processor: Processor, *, train: bool) -> Dataset:
+    """Pads to batches of like lengths: `batch_size` examples, or with `in_tokens` so many tokens.
+
+    Training batches come shuffled and without end; evaluation batches hold every example once.
+
+    Raises:
+        ConfigError: `batch_size` is no positive whole number.
+    """
+    size = hparams.get("batch_size", 32)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ConfigError(f"batch_size must be a whole number of at least 1, got {size!r}.")
+    if train:
+        dataset = dataset.shuffle().repeat()
+    budget = {"max_tokens": size} if hparams.get("in_tokens") else {"batch_size": size}
+    return dataset.bucket(**budget, pad_values=processor.pad_values, key="input_ids").buffered(16)
+
+
+def with_max_steps(run_config: RunConfig, hparams: HParams, num_examples: int) -> RunConfig:
+    """Fills in `max_steps` from the hyper-parameter `num_epochs`, where it is not given.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    if run_config.max_steps is not None:
+        return run_config
+    epochs = hparams.get("num_epochs")
+    if epochs is None or hparams.get("in_tokens"):
+        raise ConfigError(
+            "How long to train? Set max_steps in --run_config, or num_epochs in --hparam "
+            "(max_steps, where in_tokens is set)."
+        )
+    steps = math.ceil(num_examples * epochs / hparams.get("batch_size", 32))
+    return dataclasses.replace(run_config, max_steps=steps)
+
+
+def predict_stdin(args: argparse.Namespace, run_config: RunConfig) -> int:
+    """Answers the lines of standard input by the exported model, one line for each, in order.
+
+    Returns:
+        The exit code: 1 with `--strict` if a line could not be read, else 0.
+    """
+    folder = Path(args.bundle or Path(run_config.model_dir) / "best" / "inference")
+    bundle = read_bundle(folder)
+    processor = bundle.processor()
+    from propeller.paddle import stream
+    from propeller.paddle.inference import Predictor
+
+    predictor = Predictor(bundle, bf16=args.bf16)
+    write = stream.format_jsonl if args.format == "jsonl" else stream.format_text(processor)
+    errors = stream.predict_lines(predictor, sys.stdin.buffer, sys.stdout, processor=processor, write=write)
+    if errors:
+        log.warning("%d lines could not be read", errors)
+    return 1 if errors and args.strict else 0
+
+
+def write_predictions(path: str, folder: Path, raws: Iterable[Mapping[str, Any]]) -> None:
+    """Writes raw examples with the exported model's answers, a JSON object a line."""
+    from propeller.paddle import stream
+    from propeller.paddle.inference import Predictor
+
+    bundle = read_bundle(folder)
+    lines: list[str] = []
+    examples: Sequence[Mapping[str, Any]] = list(raws)
+    for raw, answer in zip(
+        examples, stream.answer_stream(Predictor(bundle), bundle.processor(), examples), strict=True
+    ):
+        prediction = {"error": str(answer)} if isinstance(answer, PropellerError) else answer
+        lines.append(atomic.to_json({**raw, "prediction": prediction}) + "\n")
+    atomic.write_text(Path(path), "".join(lines))
+    log.info("wrote %d predictions to %s", len(lines), path)

@@ -1,0 +1,142 @@
+"""Fine-tunes ERNIE/BERT for sentences, sentence pairs or regression, and predicts from standard input.
+
+    python example/finetune_classifier.py --data_dir DATA --warm_start_from MODEL \\
+        --run_config '{"model_dir": "output", "max_steps": 900}' --hparam '{"batch_size": 32}'
+    cat lines | python example/finetune_classifier.py --do_predict --bundle output/best/inference
+
+`num_label: 1` in `--hparam` makes it a regression.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ernie.tasks import finetuning
+from ernie.tasks.classification import (
+    ClassificationProcessor,
+    file_columns,
+    label_column,
+    number_labels,
+    raw_label_column,
+)
+from ernie.tasks.finetuning import DataFiles
+from ernie.tasks.report import data_report
+from propeller import cli
+from propeller.config import parse_hparam, parse_runconfig
+from propeller.data import FeatureColumns
+from propeller.data.cache import source_files
+from propeller.errors import ConfigError
+from propeller.types import HParams, RunConfig
+
+log = logging.getLogger("ernie")
+
+TRAINING_KEYS = ("learning_rate", "warmup_proportion", "lr_schedule", "weight_decay", "max_grad_norm")
+
+
+def main() -> int:
+    """Parses the flags and trains, or predicts."""
+    args = finetuning.argument_parser(str(__doc__)).parse_args()
+    run_config, hparams = parse_runconfig(args), parse_hparam(args)
+    cli.setup_logging()
+    if args.do_predict:
+        return finetuning.predict_stdin(args, run_config)
+    train(args, run_config, hparams)
+    return 0
+
+
+def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> None:
+    """Fine-tunes, evaluates dev and test, and exports the best model by the first metric on dev."""
+    finetuning.check_hparams(hparams, TRAINING_KEYS)
+    files = DataFiles.of(args)
+    config, tokenizer = finetuning.resolve_model(args, hparams)
+    names = args.columns.split(",") if args.columns else None
+    raw = file_columns(raw_label_column(), names=names)
+    processor = ClassificationProcessor(
+        tokenizer,
+        find_labels(files, raw, hparams),
+        max_seqlen=args.max_seqlen,
+        pair="text_b" in next(rows(raw, files.train)),
+    )
+    columns = file_columns(label_column(processor.labels), pair=processor.pair, names=names)
+    unlabelled = file_columns(raw_label_column(optional=True), pair=processor.pair, names=names)
+    found = {name: path for name, path in files.items() if "label" in next(rows(unlabelled, path))}
+    for name in dict(files.items()).keys() - found.keys():
+        log.info("%s has no labels and is left out", name)
+    sets = {
+        name: columns.build_dataset(
+            name,
+            data_dir=path,
+            prepare=processor.prepare,
+            prepare_key=processor.fingerprint,
+            cache_dir=args.cache_dir,
+        )
+        for name, path in found.items()
+    }
+    texts = {name: (texts_of(row) for row in rows(columns, path)) for name, path in found.items()}
+    log.info("data:\n%s", data_report(sets, texts=texts, processor=processor))
+    run_config = finetuning.with_max_steps(run_config, hparams, len(sets["train"]))
+
+    import propeller.paddle as propeller
+    from ernie.tasks.models import ClassificationModel
+
+    best = Path(run_config.model_dir) / "best"
+    first_metric = next(iter(processor.metrics()))
+    batches = {
+        name: finetuning.batched(dataset, hparams, processor, train=name == "train")
+        for name, dataset in sets.items()
+    }
+    propeller.train_and_eval(
+        functools.partial(ClassificationModel, config=config, processor=processor),
+        hparams,
+        run_config,
+        batches.pop("train"),
+        batches,
+        warm_start_setting=finetuning.warm_start_setting(args.warm_start_from),
+        exporters=[propeller.BestInferenceModelExporter(best, metric=first_metric, processor=processor)],
+    )
+    if args.dev_predictions:
+        finetuning.write_predictions(args.dev_predictions, best / "inference", rows(raw, files.dev))
+
+
+def rows(columns: FeatureColumns, path: Path) -> Iterator[dict[str, Any]]:
+    """Raw examples of a file, or of all parts of a folder."""
+    parts = source_files(path.name, data_dir=path)
+    return itertools.chain.from_iterable(columns.read(part) for part in parts)
+
+
+def texts_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """What makes two examples the same."""
+    return tuple(row[name] for name in ("text_a", "text_b") if name in row)
+
+
+def find_labels(files: DataFiles, columns: FeatureColumns, hparams: HParams) -> list[str] | None:
+    """Label texts by id: as `label_map.json` beside the data says, else sorted as found in train.
+
+    Returns:
+        None for a regression (`num_label` is 1).
+    """
+    wanted = hparams.get("num_label")
+    if wanted == 1:
+        return None
+    label_map = files.train.parent / "label_map.json"
+    if label_map.exists():
+        ids = json.loads(label_map.read_text("utf-8"))
+        if sorted(ids.values()) != list(range(len(ids))):
+            raise ConfigError(f"{label_map} must number its labels from 0 without gaps, got {ids}.")
+        labels = sorted(ids, key=ids.__getitem__)
+    else:
+        labels = number_labels(row["label"] for row in rows(columns, files.train))
+    if wanted is not None and wanted != len(labels):
+        raise ConfigError(f"num_label is {wanted}, but there are {len(labels)} labels: {', '.join(labels)}.")
+    return labels
+
+
+if __name__ == "__main__":
+    cli.run(main)

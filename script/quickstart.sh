@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# The main job in a few minutes on a CPU: train a classifier, export the best model, predict from stdin.
+# Everything it makes goes to quickstart_output/ (or $QUICKSTART_DIR) and .venv/.
+set -euo pipefail
+out=$(realpath -m "${QUICKSTART_DIR:-$(dirname "$0")/../quickstart_output}")
+cd "$(dirname "$0")/.."
+source script/environment.sh
+use_environment cpu
+python=.venv/bin/python
+started=$SECONDS
+
+echo "== writing synthetic reviews to $out/data"
+"$python" script/quickstart/make_reviews.py "$out/data"
+
+echo "== fine-tuning a small ERNIE from random weights"
+"$python" example/finetune_classifier.py \
+    --data_dir "$out/data" \
+    --vocab_file "$out/data/vocab.txt" \
+    --cache_dir "$out/cache" \
+    --max_seqlen 64 \
+    --run_config '{
+        "model_dir": "'"$out"'/model",
+        "max_steps": 750,
+        "eval_steps": 125,
+        "save_steps": 125,
+        "log_steps": 125
+    }' \
+    --hparam script/quickstart/ernie_config.json \
+    --hparam '{
+        "batch_size": 32,
+        "learning_rate": 0.0005,   # large, since the weights are new
+        "warmup_proportion": 0.1,
+        "weight_decay": 0.01
+    }'
+
+echo "== classifying the test texts from standard input"
+tail -n +2 "$out/data/test.tsv" | cut -f2 > "$out/input.txt"
+"$python" example/finetune_classifier.py --do_predict --format jsonl \
+    --bundle "$out/model/best/inference" < "$out/input.txt" > "$out/output.jsonl"
+paste -d '\n' "$out/input.txt" "$out/output.jsonl" | head -n 6
+
+echo "== results"
+"$python" script/quickstart/results.py "$out"
+echo "took $((SECONDS - started)) s without installation"
