@@ -127,10 +127,13 @@ class FolderLock:
         """Takes the lock.
 
         Raises:
-            PropellerError: another process, named by its id, holds it.
+            PropellerError: another process, named by its id, holds it, or the folder cannot be written.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "a+", encoding="utf-8")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+", encoding="utf-8")
+        except OSError as error:
+            raise PropellerError(f"{self.path.parent} cannot be made or written: {error}.") from error
         try:
             if fcntl is not None:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -152,14 +152,18 @@ def read_bundle(folder: str | Path, *, verify: bool = True) -> Bundle:
             f"{folder} has bundle format {version!r}; this release reads {FORMAT_VERSION}. "
             "Use a matching release of ernie-propeller or export the model again."
         )
-    problem = manifest.mismatch(folder, values["files"]) if verify else None
+    try:
+        problem = manifest.mismatch(folder, values["files"]) if verify else None
+        read = Bundle(
+            folder=folder,
+            inputs=tuple(ArraySpec.from_dict(spec) for spec in values["inputs"]),
+            outputs=tuple(ArraySpec.from_dict(spec) for spec in values["outputs"]),
+            metrics=values["metrics"],
+            metadata=values,
+            hash=atomic.sha256(description),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ExportError(f"{description} is not whole: {error!r}. Export the model again.") from error
     if problem:
         raise ExportError(f"Bundle {folder} is damaged: {problem}. Export the model again.")
-    return Bundle(
-        folder=folder,
-        inputs=tuple(ArraySpec.from_dict(spec) for spec in values["inputs"]),
-        outputs=tuple(ArraySpec.from_dict(spec) for spec in values["outputs"]),
-        metrics=values["metrics"],
-        metadata=values,
-        hash=atomic.sha256(description),
-    )
+    return read

@@ -87,7 +87,7 @@ def parse_config(text: str, *, what: str = "configuration") -> dict[str, Any]:
             ) from error
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as json_error:
+    except (ValueError, RecursionError) as json_error:
         try:
             tree = _JsonNames().visit(ast.parse(text.strip(), mode="eval"))
             value = ast.literal_eval(tree)

@@ -75,6 +75,11 @@ class Processor(abc.ABC):
         """Builds the processor that `save` wrote."""
 
     @property
+    def pad_values(self) -> Mapping[str, int | float]:
+        """What fills up shorter rows of a feature, where that is not 0."""
+        return {}
+
+    @property
     @abc.abstractmethod
     def fingerprint(self) -> str:
         """Changes whenever `prepare` would give other arrays; the key of caches."""

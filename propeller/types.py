@@ -38,7 +38,7 @@ class RunConfig:
         log_steps: a log line every so many steps.
         skip_steps: no evaluation and no checkpoint before this step.
         max_ckpt: keep the newest so many checkpoints (two complete ones are always kept).
-        seed: every random choice of a run follows from it.
+        seed: every random choice of a run follows from it; below 2**32.
         device: any device Paddle knows (`cpu`, `gpu`, `gpu:1`, `xpu`, ...); None takes the best.
 
     Raises:
@@ -68,6 +68,8 @@ class RunConfig:
         for name in ("skip_steps", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"RunConfig.{name} must not be negative, got {getattr(self, name)}.")
+        if self.seed >= 2**32:  # the seed of a step is made of it and 32 bits more
+            raise ConfigError(f"RunConfig.seed must be below 2**32, got {self.seed}.")
         if not self.model_dir:
             raise ConfigError("RunConfig.model_dir must name a folder, got an empty string.")
 

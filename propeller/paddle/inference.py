@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +93,9 @@ class Predictor:
             config.set_mkldnn_cache_capacity(_SHAPE_CACHE)
         if mode == "bf16":
             config.enable_mkldnn_bfloat16()
-        # No enable_memory_optim(): it crashes with PIR models (Paddle 3.3.1).
+        # No enable_memory_optim(): it crashes with PIR models (Paddle 3.3.1). And no computing in place:
+        # an output that another one is made of can be overwritten. It costs no speed.
+        config.delete_pass("inplace_pass")
         self._predictor = paddle.inference.create_predictor(config)
         # By name: an input that the model does not really use is not in the graph.
         self._inputs = {
@@ -109,9 +111,13 @@ class Predictor:
         for name, array in expected.items():
             if outputs[name].shape != array.shape:
                 raise ExportError(f"output {name} is {outputs[name].shape}, was {array.shape} at export")
-            scale = max(1.0, float(np.abs(array).max(initial=0.0)))
-            difference = float(np.abs(outputs[name] - array).max(initial=0.0))
-            if not difference <= tolerance * scale:
+            scale = max(1.0, float(np.abs(array[np.isfinite(array)]).max(initial=0)))
+            # isclose also takes bool, and infinities, which are equal to themselves; NaN never fits.
+            close = np.isclose(outputs[name], array, rtol=0.0, atol=tolerance * scale)
+            if not close.all():
+                found, wanted = (values[~close].astype(np.float64) for values in (outputs[name], array))
+                with np.errstate(invalid="ignore"):
+                    difference = np.abs(found - wanted).max()
                 raise ExportError(
                     f"output {name} differs from the exported model's by {difference:.2g} on the probe batch"
                 )
@@ -127,18 +133,12 @@ class Predictor:
             Every output by name, with as many rows as the inputs.
 
         Raises:
-            DataError: an input is missing, or has a wrong rank, type or number of rows.
+            DataError: an input is missing, or has a wrong rank, type or size, or there are no rows.
         """
-        rows = None
-        for spec in self.bundle.inputs:
-            array = _fitting(spec, arrays)
-            if rows is not None and len(array) != rows:
-                raise DataError(f"Input {spec.name!r} has {len(array)} rows, the one before {rows}.")
-            rows = len(array)
-            if spec.name in self._inputs:
-                self._inputs[spec.name].copy_from_cpu(array)
-        if not rows:
-            raise DataError("The batch has no rows.")
+        fitting = {spec.name: _fitting(spec, arrays) for spec in self.bundle.inputs}
+        rows = _check_sizes(self.bundle.inputs, fitting)
+        for name, handle in self._inputs.items():
+            handle.copy_from_cpu(fitting[name])
         self._predictor.run()
         outputs = {
             spec.name: handle.copy_to_cpu()
@@ -159,3 +159,28 @@ def _fitting(spec: ArraySpec, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     if not np.can_cast(array.dtype, spec.dtype, casting="same_kind"):
         raise DataError(f"Input {spec.name!r} must be {spec.dtype}, got {array.dtype}.")
     return np.ascontiguousarray(array, dtype=spec.dtype)
+
+
+def _check_sizes(specs: Sequence[ArraySpec], arrays: Mapping[str, np.ndarray]) -> int:
+    """Compares the sizes of all axes with the specs and one another; returns the number of rows.
+
+    Raises:
+        DataError: an axis is not as long as it must be, or there are no rows.
+    """
+    sizes: dict[str, tuple[int, str]] = {}
+    for spec in specs:
+        for axis, size in zip(spec.axes, arrays[spec.name].shape, strict=True):
+            if isinstance(axis, int):
+                expected, why = axis, "is fixed at"
+            else:
+                expected, other = sizes.setdefault(axis, (size, spec.name))
+                why = f"in {other!r} has"
+            if size != expected:
+                raise DataError(
+                    f"Input {spec.name!r} has the shape {arrays[spec.name].shape} for the axes {spec.axes}, "
+                    f"but axis {axis!r} {why} {expected}."
+                )
+    rows = len(arrays[specs[0].name])
+    if not rows:
+        raise DataError("The batch has no rows.")
+    return rows

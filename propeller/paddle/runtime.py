@@ -115,7 +115,7 @@ def set_device(name: str | None = None) -> str:
         reason = str(error).strip().splitlines()[-1]
         raise ConfigError(
             f"device {name!r} cannot be used with this build of Paddle {paddle.__version__}: "
-            f"{reason} Devices here: {', '.join(paddle.device.get_available_device())}."
+            f"{reason}. Devices here: {', '.join(['cpu', *paddle.device.get_available_device()])}."
         ) from error
     return paddle.get_device()
 

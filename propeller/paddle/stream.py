@@ -72,7 +72,7 @@ def read_lines(source: BinaryIO, processor: Processor) -> Iterator[list[Raw | Pr
     """Parses lines as they come, in chunks of what is there, `CHUNK_ROWS` at most.
 
     A thread reads ahead, so that a chunk is complete when the reader has to wait: somebody who types
-    gets each answer at once, a file is read in large chunks. Only `\\n` ends a line.
+    gets each answer at once, a file is read in large chunks. Only `\\n`, or `\\r\\n`, ends a line.
     """
     lines: queue.Queue[bytes | None | OSError] = queue.Queue(maxsize=CHUNK_ROWS)
 
@@ -104,7 +104,7 @@ def read_lines(source: BinaryIO, processor: Processor) -> Iterator[list[Raw | Pr
 
 def _parsed(processor: Processor, line: bytes, number: int) -> Raw | PropellerError:
     try:
-        return processor.parse(line.removesuffix(b"\n").decode("utf-8"))
+        return processor.parse(line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8"))
     except UnicodeDecodeError as error:
         return DataError(f"line {number} is not UTF-8 ({error.reason} at byte {error.start})")
     except DataError as error:

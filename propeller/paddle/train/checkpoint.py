@@ -32,7 +32,8 @@ from propeller.types import RunState
 log = logging.getLogger("propeller")
 
 STATE, MODEL, OPTIMIZER = "state.json", "model.safetensors", "optimizer.safetensors"
-_NAME = re.compile(r"step_(\d{8,})")
+_PREFIX = "step_"
+_NAME = re.compile(_PREFIX + r"(\d{8,})")
 
 Tensors = dict[str, "paddle.Tensor"]
 
@@ -70,6 +71,7 @@ class Checkpointer:
     def __init__(self, model_dir: str | Path, max_ckpt: int):
         self.folder = Path(model_dir) / "checkpoints"
         self.max_ckpt = max(2, max_ckpt)
+        self._damaged: set[int] = set()
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Writes a checkpoint and drops the oldest beyond `max_ckpt`.
@@ -77,7 +79,7 @@ class Checkpointer:
         Raises:
             CheckpointError: the disk is full or the folder cannot be written; what was there stays.
         """
-        target = self.folder / f"step_{checkpoint.state.step:08d}"
+        target = self.path(checkpoint.state.step)
         state = {
             "run": dataclasses.asdict(checkpoint.state),
             "position": checkpoint.position,
@@ -92,7 +94,12 @@ class Checkpointer:
                 safetensors.paddle.save_file(checkpoint.optimizer, str(folder / OPTIMIZER))
                 (folder / STATE).write_text(atomic.to_json(state, indent=1), "utf-8")
                 manifest.write(folder, paddle=paddle.__version__)
-            for old in self.steps()[: -self.max_ckpt]:
+            # Of a save that was killed; the folder's lock keeps every other writer out.
+            for cut in self.folder.glob(f".{_PREFIX}*"):
+                shutil.rmtree(cut)
+            self._damaged.discard(checkpoint.state.step)
+            whole = [step for step in self.steps() if step not in self._damaged]
+            for old in whole[: -self.max_ckpt]:
                 shutil.rmtree(self.path(old))
         except (OSError, safetensors.SafetensorError) as error:
             raise CheckpointError(
@@ -109,7 +116,7 @@ class Checkpointer:
 
     def path(self, step: int) -> Path:
         """The folder of the checkpoint of `step`."""
-        return self.folder / f"step_{step:08d}"
+        return self.folder / f"{_PREFIX}{step:08d}"
 
     def load(self, step: int) -> Checkpoint:
         """Loads the checkpoint of one step.
@@ -137,6 +144,7 @@ class Checkpointer:
             except CheckpointError as error:
                 log.warning("skipping a damaged checkpoint: %s", error)
                 problems.append(str(error))
+                self._damaged.add(step)  # it does not count among those that are kept
         if problems:
             raise CheckpointError("No checkpoint can be loaded. " + " ".join(problems))
         return None
@@ -213,10 +221,12 @@ def set_optimizer_tensors(
     Raises:
         CheckpointError: the accumulators are not the saved ones.
     """
-    # They exist only after the first step, under names nobody can foretell: have them made first.
+    # They exist only after the first step, under names nobody can foretell: have them made first, for
+    # the parameters that have been updated. One that never got a gradient has none.
     block = paddle.static.default_main_program().global_block()
-    trained = [parameter for parameter in model.parameters() if not parameter.stop_gradient]
-    optimizer._create_accumulators(block, trained)
+    owners = {name.rpartition("|")[0] for name in tensors}
+    updated = [p for name, p in model.named_parameters() if name in owners and not p.stop_gradient]
+    optimizer._create_accumulators(block, updated)
     names = _accumulator_names(optimizer, model)
     if set(names.values()) != set(tensors):
         differing = sorted(set(names.values()) ^ set(tensors))

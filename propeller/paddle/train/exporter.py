@@ -81,15 +81,19 @@ class BestExporter(Exporter):
             raise ConfigError("A best exporter needs either cmp_fn or metric, one of the two.")
         self.folder = Path(folder)
         self.link = self.folder / self.link_name
+        self._metric, self._dataset = metric, dataset
         self._better = cmp_fn or _by_metric(str(metric), greater_is_better, dataset)
         self._best: Results | None = None
 
     def begin(self, state: RunState) -> None:
         self._best = None
         if state.step > 0 and (self.link / BEST_FILE).exists():
-            self._best = json.loads((self.link / BEST_FILE).read_text("utf-8"))["results"]
+            best = json.loads((self.link / BEST_FILE).read_text("utf-8"))["results"]
+            self._best = {name: _numbers(metrics) for name, metrics in best.items()}
 
     def export(self, model: Model, state: RunState, results: Results, columns: Mapping[str, Any]) -> None:
+        if self._metric is not None:
+            find_result(results, self._metric, self._dataset)  # a typing slip shows at the first evaluation
         if self._best is not None and not self._better(self._best, results):
             return
         versions = self.folder / f".{self.link_name}"
@@ -141,6 +145,11 @@ class BestInferenceModelExporter(BestExporter):
 
     def _write(self, folder: Path, model: Model, results: Results, columns: Mapping[str, Any]) -> None:
         export_bundle(folder, model, columns, processor=self.processor, metrics=results)
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes numbers again of NaN and infinity, which JSON holds as strings."""
+    return {name: float(value) if isinstance(value, str) else value for name, value in metrics.items()}
 
 
 def _by_metric(

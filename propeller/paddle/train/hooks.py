@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def find_result(results: Results, metric: str, dataset: str | None) -> float:
     """Returns one metric of an evaluation, of the first set unless `dataset` names another.
 
     Raises:
-        ConfigError: there is no such set or metric.
+        ConfigError: there is no such set or metric, or it is no number.
     """
     name = next(iter(results)) if dataset is None else dataset
     if name not in results:
@@ -92,11 +93,14 @@ def find_result(results: Results, metric: str, dataset: str | None) -> float:
             f"No metric {metric!r} in the evaluation of {name!r}.{did_you_mean(metric, results[name])} "
             f"Metrics: {list(results[name])}."
         )
-    return float(results[name][metric])
+    value = results[name][metric]
+    if not isinstance(value, float | int):
+        raise ConfigError(f"Metric {metric!r} is no number to compare by, but {type(value).__name__}.")
+    return float(value)
 
 
 class EarlyStopping(Hook):
-    """Asks to stop once a metric has not improved for `patience` evaluations.
+    """Asks to stop once a metric has not improved for `patience` evaluations; NaN is no improvement.
 
     Args:
         metric: its name, such as `loss` or `acc`.
@@ -126,13 +130,15 @@ class EarlyStopping(Hook):
     def eval_end(self, state: RunState, results: Results) -> str | None:
         value = find_result(results, self.metric, self.dataset)
         sign = 1.0 if self.greater_is_better else -1.0
-        if self.best is None or sign * (value - self.best) > self.min_delta:
+        first = self.best is None and not math.isnan(value)
+        if first or (self.best is not None and sign * (value - self.best) > self.min_delta):
             self.best, self.bad_evaluations = value, 0
             return None
         self.bad_evaluations += 1
         if self.bad_evaluations < self.patience:
             return None
-        return f"{self.metric} has not improved on {self.best:.6f} for {self.bad_evaluations} evaluations"
+        best = math.nan if self.best is None else self.best
+        return f"{self.metric} has not improved on {best:.6f} for {self.bad_evaluations} evaluations"
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "bad_evaluations": self.bad_evaluations}

@@ -29,6 +29,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from propeller.data import Dataset
 from propeller.errors import DataError, Interrupted, NonFiniteLossError
 from propeller.paddle.runtime import paddle
@@ -102,16 +104,18 @@ def train(job: Job) -> RunState:
     last = _last_step(config, state)
     error: BaseException | None = None
     reason: str | None = None
+    begun: list[Hook] = []
     for exporter in job.exporters:
         exporter.begin(state)
     try:
         for hook in job.hooks:
             hook.train_begin(config, state, last)
+            begun.append(hook)
         if last is not None and state.step >= last:
             log.info("nothing to do: step %d of %d is already reached", state.step, last)
             return state
         model.mode = RunMode.TRAIN
-        batches = _last_marked(job.train_dataset.iterate(position, seed=config.seed))
+        batches = _last_marked(job.train_dataset.iterate(position, seed=config.seed), state)
         with contextlib.closing(batches), _catch_signals() as caught:
             for columns, position, is_last in batches:
                 for hook in job.hooks:
@@ -121,7 +125,7 @@ def train(job: Job) -> RunState:
                 reason = _asked([hook.step_end(state, result) for hook in job.hooks])
                 done = is_last or state.step == last or reason is not None
                 results: Results = {}
-                if not caught and _due(config.eval_steps, config, state, done):
+                if _due(config.eval_steps, config, state, done):
                     results = evaluate_all(model, job.eval_datasets, config.eval_max_steps, state.step)
                     if results:
                         reason = _asked([hook.eval_end(state, results) for hook in job.hooks]) or reason
@@ -146,7 +150,7 @@ def train(job: Job) -> RunState:
         error = raised
         raise
     finally:
-        _end(job.hooks, state, error)
+        _end(begun, state, error)
 
 
 def _resume(job: Job) -> tuple[RunState, Any]:
@@ -172,10 +176,15 @@ def _last_step(config: RunConfig, state: RunState) -> int | None:
     return min((end for end in ends if end is not None), default=None)
 
 
-def _last_marked(items: Iterator[tuple[Any, Any]]) -> Iterator[tuple[Any, Any, bool]]:
+def _last_marked(
+    items: Iterator[tuple[Any, Any]], state: RunState
+) -> Iterator[tuple[Any, Any, bool]]:
     """Marks the last batch: one is read ahead, since the last step must evaluate and save."""
     with contextlib.closing(items):  # type: ignore[type-var]
         held = next(items, None)
+        if held is None and state.step > 0:
+            log.info("nothing to do: the training data ended at step %d", state.step)
+            return
         if held is None:
             raise DataError("The training data gave no batch. Is it empty, or smaller than one batch?")
         for item in items:
@@ -287,8 +296,13 @@ def evaluate(model: Model, dataset: Dataset, max_batches: int | None = None) -> 
         model.mode = before
     if not count:
         raise DataError("The evaluation data gave no batch.")
-    computed = {name: metric.compute() for name, metric in metrics.items()}
+    computed = {name: _plain(metric.compute()) for name, metric in metrics.items()}
     return {"loss": total / weight, **computed, "n": count}
+
+
+def _plain(value: Any) -> Any:
+    """Python's own numbers and lists for numpy's, which JSON cannot hold."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 @contextlib.contextmanager
@@ -315,7 +329,16 @@ def _catch_signals() -> Iterator[list[int]]:
 
 
 def _end(hooks: Sequence[Hook], state: RunState, error: BaseException | None) -> None:
-    """Runs every hook's `train_end`, each whether or not another failed; raises the first failure."""
-    with contextlib.ExitStack() as stack:
-        for hook in reversed(hooks):
-            stack.callback(hook.train_end, state, error)
+    """Runs every hook's `train_end`, each whether or not another failed.
+
+    The first failure is raised, unless the run itself failed: then that error is the one to see.
+    """
+    failures = []
+    for hook in hooks:
+        try:
+            hook.train_end(state, error)
+        except Exception as failure:
+            log.error("train_end of the hook %s failed: %r", hook.name, failure, exc_info=failure)
+            failures.append(failure)
+    if failures and error is None:
+        raise failures[0]

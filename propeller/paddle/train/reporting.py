@@ -176,7 +176,7 @@ class CurvesHook(Hook):
 
 
 def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
-    """Draws the training loss, and every metric of every evaluation set, against the step."""
+    """Draws the training loss, and every finite metric of every evaluation set, against the step."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -187,6 +187,8 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
         for metric, value in shown.items():
             if metric not in ("event", "step", "dataset", "n", "elapsed") and isinstance(value, float):
                 curves.setdefault(metric, {}).setdefault(source, []).append((line["step"], value))
+    if not curves:
+        return
     figure = Figure(figsize=(6, 3 * len(curves)), layout="constrained")
     FigureCanvasAgg(figure)
     for place, (metric, sources) in enumerate(sorted(curves.items()), start=1):

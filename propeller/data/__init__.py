@@ -1,0 +1,33 @@
+"""Data: pipelines with positions (`Dataset`), tables (`FeatureColumns`), record files. Pure numpy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from propeller.lazy import attach
+
+if TYPE_CHECKING:
+    from propeller.data.batching import pad_batch as pad_batch
+    from propeller.data.columns import Column as Column
+    from propeller.data.columns import LabelColumn as LabelColumn
+    from propeller.data.columns import RawColumn as RawColumn
+    from propeller.data.columns import TextColumn as TextColumn
+    from propeller.data.columns import TextIDColumn as TextIDColumn
+    from propeller.data.dataset import Dataset as Dataset
+    from propeller.data.feature_column import FeatureColumns as FeatureColumns
+    from propeller.data.feature_column import Layout as Layout
+    from propeller.data.node import Position as Position
+    from propeller.data.record import RecordFile as RecordFile
+    from propeller.data.record import RecordWriter as RecordWriter
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "propeller.data.batching": ["pad_batch"],
+        "propeller.data.columns": ["Column", "LabelColumn", "RawColumn", "TextColumn", "TextIDColumn"],
+        "propeller.data.dataset": ["Dataset"],
+        "propeller.data.feature_column": ["FeatureColumns", "Layout"],
+        "propeller.data.node": ["Position"],
+        "propeller.data.record": ["RecordFile", "RecordWriter"],
+    },
+)
