@@ -111,7 +111,7 @@ def write_bundle(
     named = None
     if processor is not None:
         named = {"name": processor.name, "settings": processor.save(folder)}
-    files = {path.name: manifest.file_entry(path) for path in sorted(folder.iterdir()) if path.name != DESCRIPTION}
+    files = {path.name: manifest.file_entry(path) for path in sorted(folder.iterdir())}
     values = {
         "format_version": FORMAT_VERSION,
         "inputs": [dataclasses.asdict(spec) for spec in inputs],

@@ -37,13 +37,13 @@ def argument_parser(description: str) -> ArgumentParser:
     data.add_argument("--data_dir", help="folder with train, dev and test, as folders or .tsv(.gz) files")
     for name in ("train", "dev", "test"):
         data.add_argument(f"--{name}_set", metavar="FILE", help=f"the {name} file, in place of --data_dir")
-    data.add_argument("--columns", help="names of a file's columns in order, as text_a,text_b,label; _ skips one")
+    data.add_argument("--columns", help="a file's columns in order, as text_a,text_b,label; _ skips one")
     data.add_argument("--cache_dir", help="where prepared data is kept; default: the user's cache folder")
     model = parser.add_argument_group("model")
     model.add_argument("--warm_start_from", metavar="DIR", help="pretrained folder (own or Hugging Face)")
     model.add_argument("--vocab_file", help="vocabulary; default: the warm-start folder's")
     model.add_argument("--max_seqlen", type=int, default=128, help="tokens an example has at most")
-    model.add_argument("--do_lower_case", type=_boolean, default=None, help="where the model's folder says nothing")
+    model.add_argument("--do_lower_case", type=_boolean, default=None, help="if the folder says nothing")
     model.add_argument("--sentence_piece_model", help="SentencePiece model (ERNIE-tiny)")
     model.add_argument("--word_dict", help="word segmentation dictionary (ERNIE-tiny)")
     predict = parser.add_argument_group("prediction")
@@ -52,7 +52,7 @@ def argument_parser(description: str) -> ArgumentParser:
     predict.add_argument("--format", choices=("tsv", "jsonl"), default="tsv", help="form of an output line")
     predict.add_argument("--strict", action="store_true", help="exit with 1 if a line could not be read")
     predict.add_argument("--bf16", action="store_true", help="predict in bfloat16 (CPU)")
-    predict.add_argument("--dev_predictions", metavar="FILE", help="after training: dev with its predictions, JSONL")
+    predict.add_argument("--dev_predictions", metavar="FILE", help="dev with predictions, JSONL")
     return parser
 
 
@@ -131,7 +131,7 @@ def resolve_model(args: argparse.Namespace, hparams: HParams) -> tuple[ErnieConf
     """
     folder = args.warm_start_from
     if folder is None and args.vocab_file is None and args.sentence_piece_model is None:
-        raise ConfigError("No vocabulary: name --vocab_file, or --warm_start_from with a folder that has one.")
+        raise ConfigError("No vocabulary: name --vocab_file, or a folder that has one (--warm_start_from).")
     given = {} if folder is None else load_pretrained_config(folder).to_dict()
     tokenizer = load_tokenizer(
         folder,
@@ -149,7 +149,8 @@ def resolve_model(args: argparse.Namespace, hparams: HParams) -> tuple[ErnieConf
         )
     if args.max_seqlen > config.max_position_embeddings:
         raise ConfigError(
-            f"--max_seqlen {args.max_seqlen} is beyond the model's {config.max_position_embeddings} positions."
+            f"--max_seqlen {args.max_seqlen} is beyond the {config.max_position_embeddings} positions "
+            "of the model."
         )
     return config, tokenizer
 

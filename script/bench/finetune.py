@@ -70,7 +70,9 @@ def run(task_name: str, data: Path, peer: Path, out: Path, dropout: float, steps
     folder = data / task["folder"]
     train = processor.prepare(list(itertools.islice(columns.read(folder / task["train"]), task["rows"])))
     dev = Dataset.from_list(processor.prepare(list(columns.read(folder / "dev.tsv"))))
-    ordered = Dataset.from_list(batches).map(lambda rows: pad_batch([train[row] for row in rows], pad_values=processor.pad_values))
+    ordered = Dataset.from_list(batches).map(
+        lambda rows: pad_batch([train[row] for row in rows], pad_values=processor.pad_values)
+    )
 
     config, encoder = load_pretrained_state(init)
     head = safetensors.numpy.load_file(init / "model.safetensors")
@@ -114,7 +116,8 @@ def run(task_name: str, data: Path, peer: Path, out: Path, dropout: float, steps
 
 def compare(peer: str, out: str) -> None:
     """Prints both sides' figures for all folders that match."""
-    pairs = [(Path(name), Path(out.replace("*", Path(name).name.rpartition("seed")[2]))) for name in sorted(glob.glob(peer))]
+    folders = [Path(name) for name in sorted(glob.glob(peer))]
+    pairs = [(folder, Path(out.replace("*", folder.name.rpartition("seed")[2]))) for folder in folders]
     for theirs, ours in pairs:
         a, b = (np.array(json.loads((side / "losses.json").read_text())["losses"]) for side in (theirs, ours))
         steps = min(len(a), len(b))
@@ -124,16 +127,21 @@ def compare(peer: str, out: str) -> None:
         accuracies = np.array([result["acc" if side else "dev_acc"] for result in results])
         error = accuracies.std(ddof=1) / math.sqrt(len(accuracies)) if len(accuracies) > 1 else math.nan
         speeds = [result.get("examples_per_s", math.nan) for result in results]
-        print(f"{name}: accuracy {accuracies.mean():.4f} (standard error {error:.4f}), {np.mean(speeds):.1f} examples/s")
+        print(
+            f"{name}: accuracy {accuracies.mean():.4f} (standard error {error:.4f}), "
+            f"{np.mean(speeds):.1f} examples/s"
+        )
 
 
 def main() -> None:
     """Parses the flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--task", choices=sorted(TASKS))
     parser.add_argument("--data", type=Path, help="the GLUE folder")
-    parser.add_argument("--peer", required=True, help="a folder of peer_transformers.py (with --compare: a pattern)")
-    parser.add_argument("--out", required=True, help="where to write (with --compare: the same pattern)")
+    parser.add_argument("--peer", required=True, help="folder of the peer (with --compare: a pattern)")
+    parser.add_argument("--out", required=True, help="where to write (with --compare: alike)")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--compare", action="store_true")

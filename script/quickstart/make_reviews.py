@@ -19,11 +19,11 @@ SIZES = {"train": 4000, "dev": 800, "test": 800}
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]"]
 
 ENGLISH = {
-    "topics": ["hotel", "phone", "laptop", "restaurant", "movie", "book", "camera", "train ride", "flat", "course"],
-    "aspects": ["service", "price", "quality", "design", "staff", "packaging", "story", "location", "support"],
+    "topics": ["hotel", "phone", "laptop", "restaurant", "movie", "book", "camera", "flat", "course"],
+    "aspects": ["service", "price", "quality", "design", "staff", "story", "location", "support"],
     "good": ["good", "great", "lovely", "excellent", "pleasant", "friendly", "reliable", "superb"],
     "bad": ["bad", "poor", "awful", "terrible", "rude", "boring", "broken", "dirty"],
-    "plain": ["The {aspect} of this {topic} is {word}", "We found the {aspect} {word}", "{aspect} was {word}"],
+    "plain": ["The {aspect} of this {topic} is {word}", "We found the {aspect} {word}", "{aspect}: {word}"],
     "negated": ["The {aspect} of this {topic} is not {word}", "We did not find the {aspect} {word} at all"],
     "joined": ["{first}, but {second}", "Although {first}, {second}", "{first}. Still, {second}"],
     "end": [".", "!", ""],
@@ -45,7 +45,8 @@ def clause(language: dict[str, list[str]], positive: bool, rng: random.Random) -
     negated = rng.random() < 0.3
     word = rng.choice(language["good" if positive != negated else "bad"])
     pattern = rng.choice(language["negated" if negated else "plain"])
-    return pattern.format(topic=rng.choice(language["topics"]), aspect=rng.choice(language["aspects"]), word=word)
+    topic, aspect = rng.choice(language["topics"]), rng.choice(language["aspects"])
+    return pattern.format(topic=topic, aspect=aspect, word=word)
 
 
 def review(rng: random.Random) -> tuple[int, str]:
@@ -77,7 +78,9 @@ def pieces(text: str) -> set[str]:
 
 def main() -> None:
     """Writes the files."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()

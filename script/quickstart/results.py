@@ -15,7 +15,9 @@ def main() -> int:
     labels = {name: labels_of(out / f"data/{name}.tsv") for name in ("dev", "test")}
     answers = [json.loads(line)["label"] for line in (out / "output.jsonl").read_text("utf-8").splitlines()]
     right = sum(answer == label for answer, label in zip(answers, labels["test"], strict=True))
-    majority = {name: collections.Counter(found).most_common(1)[0][1] / len(found) for name, found in labels.items()}
+    majority = {
+        name: collections.Counter(found).most_common(1)[0][1] / len(found) for name, found in labels.items()
+    }
     rows = [
         ("majority vote", majority["dev"], majority["test"]),
         ("best model, in training", bundle["metrics"]["dev"]["acc"], bundle["metrics"]["test"]["acc"]),

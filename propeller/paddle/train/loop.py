@@ -26,7 +26,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,7 @@ def plain_step(model: Model, optimizer: paddle.optimizer.Optimizer, batch: Batch
     predictions = model(batch.features)
     total, weight = run_loss(model, predictions, batch)
     mean = total / weight
-    loss = mean.item()
+    loss = float(mean.item())
     if not math.isfinite(loss):
         raise FloatingPointError(str(loss))
     mean.backward()
@@ -177,10 +177,10 @@ def _last_step(config: RunConfig, state: RunState) -> int | None:
 
 
 def _last_marked(
-    items: Iterator[tuple[Any, Any]], state: RunState
-) -> Iterator[tuple[Any, Any, bool]]:
+    items: Generator[tuple[Any, Any], None, None], state: RunState
+) -> Generator[tuple[Any, Any, bool], None, None]:
     """Marks the last batch: one is read ahead, since the last step must evaluate and save."""
-    with contextlib.closing(items):  # type: ignore[type-var]
+    with contextlib.closing(items):
         held = next(items, None)
         if held is None and state.step > 0:
             log.info("nothing to do: the training data ended at step %d", state.step)
@@ -312,7 +312,7 @@ def _catch_signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: Any) -> None:
         caught.append(number)
