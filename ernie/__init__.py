@@ -3,7 +3,18 @@
 Names are loaded when they are first used; tokenizers and processors need no Paddle.
 """
 
+from typing import TYPE_CHECKING
+
 from propeller.lazy import attach
+
+if TYPE_CHECKING:
+    from ernie.config import ErnieConfig as ErnieConfig
+    from ernie.modeling import ErnieModel as ErnieModel
+    from ernie.tokenizing import SentencePieceTokenizer as SentencePieceTokenizer
+    from ernie.tokenizing import Tokenizer as Tokenizer
+    from ernie.tokenizing import WordPieceTokenizer as WordPieceTokenizer
+    from ernie.tokenizing import load_tokenizer as load_tokenizer
+    from propeller.version import __version__ as __version__
 
 __getattr__, __dir__, __all__ = attach(
     __name__,

@@ -46,6 +46,7 @@ class ArraySpec:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ArraySpec:
+        """Reads what `bundle.json` holds for one array."""
         return cls(values["name"], values["dtype"], tuple(values["axes"]), values.get("pad_value", 0))
 
 

@@ -5,7 +5,37 @@ Unlike any other import of the project this one sets environment variables, beca
 only while it is loaded: see `propeller.paddle.runtime`.
 """
 
+from typing import TYPE_CHECKING
+
 from propeller.lazy import attach
+
+if TYPE_CHECKING:
+    from propeller import data as data
+    from propeller import metrics as metrics
+    from propeller.bundle import ArraySpec as ArraySpec
+    from propeller.config import ArgumentParser as ArgumentParser
+    from propeller.config import parse_config as parse_config
+    from propeller.config import parse_hparam as parse_hparam
+    from propeller.config import parse_runconfig as parse_runconfig
+    from propeller.paddle import inference as inference
+    from propeller.paddle import optimization as optimization
+    from propeller.paddle import summary as summary
+    from propeller.paddle import train as train
+    from propeller.paddle.inference import Predictor as Predictor
+    from propeller.paddle.train.exporter import BestExporter as BestExporter
+    from propeller.paddle.train.exporter import BestInferenceModelExporter as BestInferenceModelExporter
+    from propeller.paddle.train.exporter import Exporter as Exporter
+    from propeller.paddle.train.hooks import EarlyStopping as EarlyStopping
+    from propeller.paddle.train.hooks import Hook as Hook
+    from propeller.paddle.train.hooks import StepResult as StepResult
+    from propeller.paddle.train.learner import Learner as Learner
+    from propeller.paddle.train.learner import train_and_eval as train_and_eval
+    from propeller.paddle.train.model import Model as Model
+    from propeller.types import HParams as HParams
+    from propeller.types import RunConfig as RunConfig
+    from propeller.types import RunMode as RunMode
+    from propeller.types import RunState as RunState
+    from propeller.types import WarmStartSetting as WarmStartSetting
 
 __getattr__, __dir__, __all__ = attach(
     __name__,

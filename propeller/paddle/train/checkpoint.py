@@ -237,6 +237,8 @@ def set_optimizer_tensors(
     optimizer.set_state_dict(
         {**{key: tensors[name] for key, name in names.items()}, "LR_Scheduler": schedule_state(optimizer)}
     )
+    # Paddle keeps this second copy, and would look there for a parameter whose first gradient is to come.
+    optimizer._accumulators_holder = {}
 
 
 def schedule_of(optimizer: paddle.optimizer.Optimizer) -> paddle.optimizer.lr.LRScheduler | None:

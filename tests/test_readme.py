@@ -1,0 +1,71 @@
+"""Runs every code block of the README, in order, on tiny data and a tiny model."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+WORDS = {"1": ["good", "friendly", "great"], "0": ["bad", "awful", "never"]}
+
+
+def make_data(folder: Path) -> None:
+    rng = random.Random(0)
+    folder.mkdir()
+    for name, rows in (("train", 80), ("dev", 20), ("test", 20)):
+        lines = ["label\ttext_a"]
+        for number in range(rows):
+            label = rng.choice("01")
+            lines.append(f"{label}\ta {rng.choice(WORDS[label])} place {number % 10}")
+        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def make_model(folder: Path) -> None:
+    from ernie import ErnieConfig, ErnieModel
+
+    words = [word for words in WORDS.values() for word in words]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "place", "again", *words, *"0123456789"]
+    config = ErnieConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+    )
+    source = folder.parent / "source_vocab.txt"
+    source.write_text("\n".join(vocabulary) + "\n", "utf-8")
+    ErnieModel(config).save_pretrained(folder, vocab_file=source)
+
+
+@pytest.mark.timeout(240)
+def test_blocks_run(tmp_path: Path, root: Path) -> None:
+    make_data(tmp_path / "data")
+    make_model(tmp_path / "model")
+    (tmp_path / "example").symlink_to(root / "example")
+    environment = {
+        **os.environ,
+        "DATA": str(tmp_path / "data"),
+        "MODEL": str(tmp_path / "model"),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(root),
+    }
+    blocks = BLOCK.findall((root / "README.md").read_text("utf-8"))
+    assert len(blocks) >= 6
+    for language, code in blocks:
+        command = {"bash": ["bash", "-euo", "pipefail", "-c", code], "python": [sys.executable, "-c", code]}[language]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+    rows = (tmp_path / "output.tsv").read_text("utf-8").splitlines()
+    assert [len(row.split("\t")) for row in rows] == [2, 2]
+
+
+def test_every_other_command_names_a_file_that_is_there(root: Path) -> None:
+    text = (root / "README.md").read_text("utf-8")
+    for path in re.findall(r"(?:script|example)/[\w/.]+\.(?:sh|py|md)", text):
+        assert (root / path).is_file(), path
