@@ -1,7 +1,7 @@
 """The WordPiece tokenizer beside Transformers' pure-Python one: equal ids, and how much faster.
 
     python -m venv peer && peer/bin/pip install "transformers<5" -e .
-    peer/bin/python script/bench/tokenizing.py --data ../shared/data
+    peer/bin/python script/bench/tokenizing.py --data DATA_FOLDER
     peer/bin/python script/bench/tokenizing.py --golden tests/data/tokenizing_golden.json
 
 Transformers 5 has no pure-Python tokenizer any more. Every line is tokenised by both, whole and cut to
