@@ -66,9 +66,10 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
     )
     columns = file_columns(label_column(processor.labels), pair=processor.pair, names=names)
     unlabelled = file_columns(raw_label_column(optional=True), pair=processor.pair, names=names)
-    found = {name: path for name, path in files.items() if "label" in next(rows(unlabelled, path))}
-    for name in dict(files.items()).keys() - found.keys():
-        log.info("%s has no labels and is left out", name)
+    found = dict(files.items())
+    if files.test is not None and "label" not in next(rows(unlabelled, files.test)):
+        log.info("test has no labels and is left out")
+        del found["test"]
     sets = {
         name: columns.build_dataset(
             name,
@@ -121,21 +122,36 @@ def find_labels(files: DataFiles, columns: FeatureColumns, hparams: HParams) -> 
 
     Returns:
         None for a regression (`num_label` is 1).
+
+    Raises:
+        ConfigError: `label_map.json` is none, or `num_label` is not the number of labels.
     """
     wanted = hparams.get("num_label")
     if wanted == 1:
         return None
     label_map = files.train.parent / "label_map.json"
     if label_map.exists():
-        ids = json.loads(label_map.read_text("utf-8"))
-        if sorted(ids.values()) != list(range(len(ids))):
-            raise ConfigError(f"{label_map} must number its labels from 0 without gaps, got {ids}.")
-        labels = sorted(ids, key=ids.__getitem__)
+        labels = read_label_map(label_map)
     else:
-        labels = number_labels(row["label"] for row in rows(columns, files.train))
+        labels = number_labels(row["label"].strip() for row in rows(columns, files.train))
     if wanted is not None and wanted != len(labels):
-        raise ConfigError(f"num_label is {wanted}, but there are {len(labels)} labels: {', '.join(labels)}.")
+        shown = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
+        raise ConfigError(f"num_label is {wanted!r}, but there are {len(labels)} labels: {shown}.")
     return labels
+
+
+def read_label_map(path: Path) -> list[str]:
+    """Reads a JSON object of label to id; returns the labels by id."""
+    try:
+        ids = json.loads(path.read_text("utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
+    numbers = list(ids.values()) if isinstance(ids, dict) else []
+    if set(map(type, numbers)) != {int} or sorted(numbers) != list(range(len(numbers))):
+        raise ConfigError(
+            f"{path} must be an object that numbers the labels from 0 without gaps, got {ids!r:.200}."
+        )
+    return sorted(ids, key=ids.__getitem__)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from propeller.errors import ConfigError, did_you_mean
+from propeller.errors import NEAR_MISS, ConfigError, did_you_mean
 
 
 class RunMode(enum.Enum):
@@ -166,12 +166,12 @@ class HParams(Mapping[str, Any]):
             The keys that are not in `known`, sorted.
 
         Raises:
-            ConfigError: such a key looks like a typing slip of a known one that was not given.
+            ConfigError: such a key looks like a typing slip of a known one.
         """
         known = set(known)
         unused = sorted(key for key in self._values if key not in known)
         for key in unused:
-            near = did_you_mean(key, known - set(self._values))
+            near = did_you_mean(key, known, NEAR_MISS)
             if near:
                 raise ConfigError(f"Unknown hyper-parameter {key!r}.{near}")
         return unused

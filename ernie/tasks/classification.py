@@ -31,15 +31,22 @@ class ClassificationProcessor(Processor):
         labels: label texts by id; None means regression.
         max_seqlen: tokens of an example at most, special ones included; longer ones are cut.
         pair: whether an example has a `text_b`.
+
+    Raises:
+        ConfigError: fewer than two labels, or a `max_seqlen` without room for text.
     """
 
     name = "classification"
 
-    def __init__(
-        self, tokenizer: Tokenizer, labels: Sequence[str] | None, *, max_seqlen: int, pair: bool
-    ):
+    def __init__(self, tokenizer: Tokenizer, labels: Sequence[str] | None, *, max_seqlen: int, pair: bool):
         if labels is not None and len(set(labels)) < 2:
             raise ConfigError(f"A classifier needs at least two labels, got {list(labels)}.")
+        least = 5 if pair else 3  # the special tokens, and one of each text
+        if max_seqlen < least:
+            raise ConfigError(
+                f"max_seqlen {max_seqlen} leaves no room for {'two texts' if pair else 'a text'}: "
+                f"expected {least} or more."
+            )
         self.tokenizer = tokenizer
         self.labels = None if labels is None else list(labels)
         self.max_seqlen = max_seqlen
@@ -168,7 +175,7 @@ def raw_label_column(*, optional: bool = False) -> RawColumn:
 
 def number_labels(found: Iterable[str]) -> list[str]:
     """Label texts in the order of their ids: by value if all are whole numbers, else sorted as text."""
-    texts = set(found)
-    if all(text.lstrip("-").isdecimal() for text in texts):
+    texts = sorted(set(found))
+    if all(text.removeprefix("-").isdecimal() for text in texts):
         return sorted(texts, key=int)
-    return sorted(texts)
+    return texts

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import logging
 import math
 import sys
@@ -21,7 +22,7 @@ from propeller import atomic
 from propeller.bundle import read_bundle
 from propeller.config import ArgumentParser
 from propeller.data import Dataset
-from propeller.errors import ConfigError, PropellerError
+from propeller.errors import ConfigError, DataError, PropellerError
 from propeller.processor import Processor
 from propeller.types import HParams, RunConfig, WarmStartSetting
 
@@ -32,7 +33,7 @@ DATA_KEYS = ("batch_size", "in_tokens", "num_epochs", "num_label", "use_fp16")
 
 def argument_parser(description: str) -> ArgumentParser:
     """The flags of every fine-tuning script."""
-    parser = ArgumentParser(description)
+    parser = ArgumentParser(description, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
     data.add_argument("--data_dir", help="folder with train, dev and test, as folders or .tsv(.gz) files")
     for name in ("train", "dev", "test"):
@@ -77,7 +78,8 @@ class DataFiles:
         """Finds them by `--train_set --dev_set --test_set`, else in `--data_dir`.
 
         Raises:
-            ConfigError: train or dev is missing, or a file that was named; what was looked for is named.
+            ConfigError: train or dev is missing, or a file that was named, or there are two of one name
+                (`train/` and `train.tsv`); what was looked for is named.
         """
         train, dev = (_locate(name, args) for name in ("train", "dev"))
         if train is None or dev is None:
@@ -102,7 +104,11 @@ def _locate(name: str, args: argparse.Namespace) -> Path | None:
     if args.data_dir is None:
         return None
     candidates = (Path(args.data_dir) / f"{name}{end}" for end in ("", ".tsv", ".tsv.gz"))
-    return next((path for path in candidates if path.exists()), None)
+    found = [path for path in candidates if path.exists()]
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise ConfigError(f"{args.data_dir} holds {names}; remove all but one, or name it by --{name}_set.")
+    return found[0] if found else None
 
 
 def check_hparams(hparams: HParams, known: Collection[str]) -> None:
@@ -126,8 +132,8 @@ def resolve_model(args: argparse.Namespace, hparams: HParams) -> tuple[ErnieConf
     """Resolves encoder and tokenizer: `--hparam` over the warm-start folder's over the defaults.
 
     Raises:
-        ConfigError: no vocabulary is named, it is larger than the model's, or `--max_seqlen` is beyond
-            the model's positions.
+        ConfigError: no vocabulary is named, it is larger than the model's or pads otherwise, or
+            `--max_seqlen` is beyond the model's positions.
     """
     folder = args.warm_start_from
     if folder is None and args.vocab_file is None and args.sentence_piece_model is None:
@@ -146,6 +152,11 @@ def resolve_model(args: argparse.Namespace, hparams: HParams) -> tuple[ErnieConf
         raise ConfigError(
             f"The vocabulary has {tokenizer.vocab_size} entries, the model only {config.vocab_size}. "
             "They do not belong together."
+        )
+    if tokenizer.pad_id != config.pad_token_id:
+        raise ConfigError(
+            f"The vocabulary pads with id {tokenizer.pad_id}, the model with pad_token_id "
+            f"{config.pad_token_id}. They do not belong together."
         )
     if args.max_seqlen > config.max_position_embeddings:
         raise ConfigError(
@@ -175,20 +186,25 @@ def batched(dataset: Dataset, hparams: HParams, processor: Processor, *, train: 
     Raises:
         ConfigError: `batch_size` is no positive whole number.
     """
-    size = hparams.get("batch_size", 32)
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ConfigError(f"batch_size must be a whole number of at least 1, got {size!r}.")
+    size = _batch_size(hparams)
     if train:
         dataset = dataset.shuffle().repeat()
     budget = {"max_tokens": size} if hparams.get("in_tokens") else {"batch_size": size}
     return dataset.bucket(**budget, pad_values=processor.pad_values, key="input_ids").buffered(16)
 
 
+def _batch_size(hparams: HParams) -> int:
+    size = hparams.get("batch_size", 32)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ConfigError(f"batch_size must be a whole number of at least 1, got {size!r}.")
+    return size
+
+
 def with_max_steps(run_config: RunConfig, hparams: HParams, num_examples: int) -> RunConfig:
     """Fills in `max_steps` from the hyper-parameter `num_epochs`, where it is not given.
 
     Raises:
-        ConfigError: neither is there.
+        ConfigError: neither is there, or `num_epochs` or `batch_size` is no positive number.
     """
     if run_config.max_steps is not None:
         return run_config
@@ -198,7 +214,9 @@ def with_max_steps(run_config: RunConfig, hparams: HParams, num_examples: int) -
             "How long to train? Set max_steps in --run_config, or num_epochs in --hparam "
             "(max_steps, where in_tokens is set)."
         )
-    steps = math.ceil(num_examples * epochs / hparams.get("batch_size", 32))
+    if isinstance(epochs, bool) or not isinstance(epochs, int | float) or not 0 < epochs < math.inf:
+        raise ConfigError(f"num_epochs must be a number above 0, got {epochs!r}.")
+    steps = math.ceil(num_examples * epochs / _batch_size(hparams))
     return dataclasses.replace(run_config, max_steps=steps)
 
 
@@ -215,15 +233,23 @@ def predict_stdin(args: argparse.Namespace, run_config: RunConfig) -> int:
     from propeller.paddle.inference import Predictor
 
     predictor = Predictor(bundle, bf16=args.bf16)
+    # Not sys.stdin's own buffer: a thread that waits in it keeps its lock, and then Python aborts at exit.
+    lines = open(sys.stdin.fileno(), "rb", closefd=False)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # UTF-8 in, UTF-8 out, whatever the locale
+        sys.stdout.reconfigure(encoding="utf-8", newline="\n")
     write = stream.format_jsonl if args.format == "jsonl" else stream.format_text(processor)
-    errors = stream.predict_lines(predictor, sys.stdin.buffer, sys.stdout, processor=processor, write=write)
+    errors = stream.predict_lines(predictor, lines, sys.stdout, processor=processor, write=write)
     if errors:
         log.warning("%d lines could not be read", errors)
     return 1 if errors and args.strict else 0
 
 
 def write_predictions(path: str, folder: Path, raws: Iterable[Mapping[str, Any]]) -> None:
-    """Writes raw examples with the exported model's answers, a JSON object a line."""
+    """Writes raw examples with the exported model's answers, a JSON object a line.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
     from propeller.paddle import stream
     from propeller.paddle.inference import Predictor
 
@@ -235,5 +261,8 @@ def write_predictions(path: str, folder: Path, raws: Iterable[Mapping[str, Any]]
     ):
         prediction = {"error": str(answer)} if isinstance(answer, PropellerError) else answer
         lines.append(atomic.to_json({**raw, "prediction": prediction}) + "\n")
-    atomic.write_text(Path(path), "".join(lines))
+    try:
+        atomic.write_text(Path(path), "".join(lines))
+    except OSError as error:
+        raise DataError(f"cannot be written: {error.strerror}", path=path) from error
     log.info("wrote %d predictions to %s", len(lines), path)

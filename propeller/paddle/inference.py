@@ -66,14 +66,14 @@ class Predictor:
                 self._load(mode)
                 self._check_probe(_BF16_TOLERANCE if mode == "bf16" else _FP32_TOLERANCE)
             except (RuntimeError, ValueError, OSError, ExportError) as error:
-                problems.append(f"{mode}: {str(error).strip().splitlines()[-1]}")
+                problems.append(f"{mode}: {(str(error).strip() or repr(error)).splitlines()[-1]}")
                 continue
             if problems:
                 warnings.warn(
                     f"{self.bundle.folder} runs as {mode}, since its self-test failed: "
                     + "; ".join(problems),
                     RuntimeWarning,
-                    stacklevel=4,
+                    stacklevel=3,
                 )
             return mode
         raise ExportError(f"{self.bundle.folder} cannot be run: " + "; ".join(problems))

@@ -84,6 +84,8 @@ def adamw(
         raise ConfigError(f"warmup_proportion must be between 0 and 1, got {warmup_proportion}.")
     if weight_decay < 0:
         raise ConfigError(f"weight_decay must not be negative, got {weight_decay}.")
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise ConfigError(f"max_grad_norm must be positive, or None not to clip, got {max_grad_norm}.")
     if warmup_proportion and max_steps is None:
         raise ConfigError("warmup_proportion is a share of max_steps, which is not set.")
     factor = warmup_decay(

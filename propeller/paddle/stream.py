@@ -1,7 +1,7 @@
 """Answers a stream of inputs in order, batched by length, in bounded memory.
 
-    lines -> reader thread -> chunk of what is there -> parse -> prepare -> sort by length -> pad
-          -> predict -> finish -> put back in order -> write, flush
+lines -> reader thread -> chunk of what is there -> parse -> prepare -> sort by length -> pad
+      -> predict -> finish -> put back in order -> write, flush
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def read_lines(source: BinaryIO, processor: Processor) -> Iterator[list[Raw | Pr
     A thread reads ahead, so that a chunk is complete when the reader has to wait: somebody who types
     gets each answer at once, a file is read in large chunks. Only `\\n`, or `\\r\\n`, ends a line.
     """
-    lines: queue.Queue[bytes | None | OSError] = queue.Queue(maxsize=CHUNK_ROWS)
+    lines: queue.Queue[bytes | None | DataError] = queue.Queue(maxsize=CHUNK_ROWS)
 
     def read() -> None:
         try:
@@ -82,13 +82,13 @@ def read_lines(source: BinaryIO, processor: Processor) -> Iterator[list[Raw | Pr
                 lines.put(line)
             lines.put(None)
         except (OSError, ValueError) as error:
-            lines.put(error if isinstance(error, OSError) else None)
+            lines.put(DataError(f"The input cannot be read any further: {error}."))
 
     threading.Thread(target=read, name="stdin", daemon=True).start()
     number = itertools.count(1)
     while True:
         chunk = [lines.get()]
-        while chunk[-1] is not None and len(chunk) < CHUNK_ROWS:
+        while isinstance(chunk[-1], bytes) and len(chunk) < CHUNK_ROWS:
             try:
                 chunk.append(lines.get_nowait())
             except queue.Empty:
@@ -98,7 +98,7 @@ def read_lines(source: BinaryIO, processor: Processor) -> Iterator[list[Raw | Pr
             yield [_parsed(processor, text, next(number)) for text in texts]
         if chunk[-1] is None:
             return
-        if isinstance(chunk[-1], OSError):
+        if isinstance(chunk[-1], DataError):
             raise chunk[-1]
 
 

@@ -79,9 +79,14 @@ def start_collecting() -> None:
 
 def write_collected(writer: Writer, step: int) -> None:
     """Writes what was collected and stops collecting."""
-    global _collected
     for kind, name, value in _collected or ():
         writer.add(kind, name, value, step)
+    stop_collecting()
+
+
+def stop_collecting() -> None:
+    """Drops what was collected; `scalar` and `histogram` cost nothing again."""
+    global _collected
     _collected = None
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize, safe_open
 
 from propeller import atomic, cli
 from propeller.errors import CheckpointError, ConfigError, did_you_mean
@@ -61,13 +61,15 @@ def _tensors(file: Path) -> Iterator[tuple[str, str, np.ndarray]]:
     """Yields name, dtype as stored, and values; bfloat16, which numpy lacks, comes as float32."""
     try:
         with safe_open(str(file), framework="numpy") as opened:
-            for name in sorted(opened.keys()):
-                dtype = opened.get_slice(name).get_dtype()
-                array = opened.get_tensor(name)
-                if dtype == "BF16" and array.dtype == np.uint16:
-                    array = (array.astype(np.uint32) << 16).view(np.float32)
-                yield name, dtype, array
-    except (OSError, SafetensorError) as error:
+            dtypes = {name: opened.get_slice(name).get_dtype() for name in sorted(opened.keys())}
+            raw = dict(deserialize(file.read_bytes())) if "BF16" in dtypes.values() else {}
+            for name, dtype in dtypes.items():
+                if dtype == "BF16":  # the upper half of a float32
+                    bits = np.frombuffer(raw[name]["data"], "<u2").astype(np.uint32) << 16
+                    yield name, dtype, bits.view(np.float32).reshape(raw[name]["shape"])
+                else:
+                    yield name, dtype, opened.get_tensor(name)
+    except (OSError, SafetensorError, TypeError) as error:  # TypeError: a dtype that numpy lacks
         raise CheckpointError(f"{file} cannot be read: {error}.") from error
 
 

@@ -34,7 +34,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -364,6 +364,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="folder of the run; several seeds need '{seed}' in it")
     parser.add_argument("--seeds", default="0", help="comma-separated; each decides head, order and dropout")
     parser.add_argument("--dropout", type=float, default=Settings.dropout)
+    parser.add_argument("--epochs", type=int, help="passes over the training rows; default: the task's")
     parser.add_argument("--steps", type=int, help="end after so many steps of the schedule")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -373,8 +374,9 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"--seeds {args.seeds!r}: expected whole numbers such as 0,1,2")
     if len(args.seeds) > 1 and "{seed}" not in args.out:
         parser.error(f"--out {args.out!r} names one folder for {len(args.seeds)} seeds; put {{seed}} into it")
-    if args.steps is not None and args.steps < 1:
-        parser.error(f"--steps {args.steps}: expected at least 1")
+    for name in ("steps", "epochs"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name} {getattr(args, name)}: expected at least 1")
     return args
 
 
@@ -385,11 +387,14 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     settings = Settings(dropout=args.dropout)
+    task = TASKS[args.task]
+    if args.epochs is not None:
+        task = replace(task, num_epochs=args.epochs)
     results = []
     for seed in args.seeds:
         folder = Path(args.out.replace("{seed}", str(seed)))
         folder.mkdir(parents=True, exist_ok=True)
-        result = run(TASKS[args.task], args.data, folder, settings, seed, args.steps)
+        result = run(task, args.data, folder, settings, seed, args.steps)
         results.append(result)
         figures = f"dev acc {result['dev_acc']:.4f}, {result['examples_per_s']:.1f} examples/s"
         print(f"{args.task} seed {seed}: {figures} -> {folder}", flush=True)

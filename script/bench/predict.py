@@ -68,7 +68,8 @@ def compare_speed(bundle_folder: Path, lines: list[bytes]) -> None:
         seconds["stream"] += whole
     for name, total in seconds.items():
         print(f"{name}: {len(lines) / total:.0f} lines/s")
-    print(f"stream / bare speed: {seconds['bare'] / seconds['stream']:.3f} (median piece {statistics.median(ratios):.3f})")
+    whole = seconds["bare"] / seconds["stream"]
+    print(f"stream / bare speed: {whole:.3f} (median piece {statistics.median(ratios):.3f})")
 
 
 def peak_memory(bundle_folder: Path, lines: list[bytes]) -> float:

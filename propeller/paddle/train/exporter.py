@@ -210,7 +210,8 @@ def export_bundle(
         metrics: evaluation results to store.
 
     Raises:
-        ExportError: the model declares no inputs, or the bundle's outputs are not the model's.
+        ExportError: the model declares no inputs or cannot be traced, or the bundle's outputs are not
+            the model's.
     """
     if model.inputs is None:
         raise ExportError(
@@ -220,17 +221,7 @@ def export_bundle(
     arrays = {spec.name: np.asarray(columns[spec.name]) for spec in model.inputs}
     with _predicting(model):
         expected = to_numpy(model({name: paddle.to_tensor(array) for name, array in arrays.items()}))
-        serving = _Serving(model, list(expected))
-        serving.eval()
-        specs = {
-            spec.name: paddle.static.InputSpec(
-                [axis if isinstance(axis, int) else None for axis in spec.axes], spec.dtype, spec.name
-            )
-            for spec in model.inputs
-        }
-        static = paddle.jit.to_static(serving, input_spec=[specs], full_graph=True)
-        paddle.jit.save(static, str(folder / bundle.MODEL))
-        shapes = [tuple(output.shape) for output in static.forward.outputs]
+        shapes = _save_graph(folder, model, list(expected))
     bundle.write_probe(folder, arrays, expected)
     bundle.write_bundle(
         folder,
@@ -241,6 +232,27 @@ def export_bundle(
         metadata={"versions": {"ernie-propeller": __version__, "paddle": paddle.__version__}},
     )
     Predictor(folder, device=paddle.get_device())  # compares itself with the probe
+
+
+def _save_graph(folder: Path, model: Model, outputs: list[str]) -> list[tuple[int, ...]]:
+    """Traces and saves the inference model; returns the shapes of its outputs, -1 where they vary."""
+    serving = _Serving(model, outputs)
+    serving.eval()
+    specs = {
+        spec.name: paddle.static.InputSpec(
+            [axis if isinstance(axis, int) else None for axis in spec.axes], spec.dtype, spec.name
+        )
+        for spec in model.inputs or ()
+    }
+    try:
+        static = paddle.jit.to_static(serving, input_spec=[specs], full_graph=True)
+        paddle.jit.save(static, str(folder / bundle.MODEL))
+    except Exception as error:  # tracing runs the user's code, and raises whatever that or Paddle does
+        raise ExportError(
+            f"{type(model).__name__} cannot be exported: {str(error).strip()} (Its forward must use every "
+            f"declared input: {', '.join(specs)}.)"
+        ) from error
+    return [tuple(output.shape) for output in static.forward.outputs]
 
 
 @contextlib.contextmanager

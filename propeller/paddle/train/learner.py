@@ -179,7 +179,8 @@ def warm_start(model: Model, setting: WarmStartSetting) -> None:
         source_name = setting.mapping.get(name, name)
         found = tensors.get(source_name)
         if found is not None and list(found.shape) == list(own.shape):
-            loaded[name] = found
+            tensor = found if isinstance(found, paddle.Tensor) else paddle.to_tensor(found)
+            loaded[name] = tensor.astype(own.dtype)  # a source may be half as precise
         elif any(fnmatch.fnmatchcase(name, pattern) for pattern in setting.new):
             new.append(name)
         elif found is None:
@@ -194,7 +195,7 @@ def warm_start(model: Model, setting: WarmStartSetting) -> None:
             "Warm start failed: " + "; ".join(problems) + ". Name what is meant to be new, such as a "
             "classifier head, in WarmStartSetting(new=...)."
         )
-    model.set_state_dict(loaded)
+    model.set_state_dict({**model.state_dict(), **loaded})  # all names, else Paddle warns of each new one
     left = sorted(set(tensors) - {setting.mapping.get(name, name) for name in loaded})
     log.info(
         "warm start: %d tensors loaded; new: %s; left over: %s",

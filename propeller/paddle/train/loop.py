@@ -136,11 +136,7 @@ def train(job: Job) -> RunState:
                     for exporter in job.exporters:
                         exporter.export(model, state, results, columns)
                 if caught:
-                    raise Interrupted(
-                        f"Stopped by {signal.Signals(caught[0]).name} at step {state.step}; the checkpoint "
-                        "is saved. The same command goes on from there.",
-                        caught[0],
-                    )
+                    raise _interrupted(caught[0], state)
                 if done:
                     break
         if reason is not None:
@@ -326,6 +322,14 @@ def _catch_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _interrupted(signum: int, state: RunState) -> Interrupted:
+    return Interrupted(
+        f"Stopped by {signal.Signals(signum).name} at step {state.step}; the checkpoint is saved. "
+        "The same command goes on from there.",
+        signum,
+    )
 
 
 def _end(hooks: Sequence[Hook], state: RunState, error: BaseException | None) -> None:

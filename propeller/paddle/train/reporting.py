@@ -157,6 +157,7 @@ class SummaryHook(Hook):
         summary.write_collected(self._writer, state.step)
 
     def train_end(self, state: RunState, error: BaseException | None) -> None:
+        summary.stop_collecting()  # a step that failed has left it on
         if self._writer is not None:
             self._writer.close()
 

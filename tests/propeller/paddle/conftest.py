@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -22,7 +25,7 @@ class Bags(propeller.Model):
         self.table = paddle.nn.Embedding(50, 16, padding_idx=0)
         self.norm = paddle.nn.LayerNorm(16)
         self.dropout = paddle.nn.Dropout(hparams.get("dropout", 0.0))
-        self.out = paddle.nn.Linear(16, 2)
+        self.out = paddle.nn.Linear(16, hparams.get("num_label", 2))
 
     def forward(self, features):
         return {"logits": self.out(self.dropout(self.norm(self.table(features["input_ids"]).sum(1))))}
@@ -34,20 +37,66 @@ class Bags(propeller.Model):
 
     def optimizer(self):
         return optimization.adamw(
-            self, learning_rate=self.hparams.get("learning_rate", 0.01), max_steps=self.run_config.max_steps
+            self,
+            learning_rate=self.hparams.get("learning_rate", 0.01),
+            max_steps=self.run_config.max_steps,
+            schedule="linear" if self.run_config.max_steps else "constant",
         )
 
     def metrics(self):
         return {"acc": Acc()}
 
 
-@pytest.fixture
+class Recorder(propeller.Hook):
+    """Writes down what it was told; `act(event, state)` may answer or raise."""
+
+    def __init__(self, name="recorder", act=lambda event, state: None):
+        self.name = name
+        self.act = act
+        self.events: list[tuple] = []
+        self.results: list[propeller.StepResult] = []
+
+    def _note(self, event, state, *more):
+        self.events.append((event, state.step, *more))
+        return self.act(event, state)
+
+    def train_begin(self, run_config, state, last_step):
+        self._note("train_begin", state, last_step)
+
+    def step_begin(self, state):
+        self._note("step_begin", state)
+
+    def step_end(self, state, result):
+        self.results.append(result)
+        return self._note("step_end", state)
+
+    def eval_end(self, state, results):
+        return self._note("eval_end", state)
+
+    def checkpoint_saved(self, state, path):
+        self._note("checkpoint_saved", state)
+
+    def train_end(self, state, error):
+        self._note("train_end", state, error)
+
+    def steps_of(self, event):
+        """The steps at which `event` came."""
+        return [entry[1] for entry in self.events if entry[0] == event]
+
+
+@pytest.fixture(scope="session")
 def toy():
     """The model class."""
     return Bags
 
 
-def examples(count: int, seed: int) -> list[dict]:
+@pytest.fixture
+def recorder():
+    """The class of a hook that writes down what it was told."""
+    return Recorder
+
+
+def make_examples(count: int, seed: int) -> list[dict]:
     rng = np.random.default_rng(seed)
     rows = []
     for number in range(count):
@@ -57,19 +106,65 @@ def examples(count: int, seed: int) -> list[dict]:
 
 
 @pytest.fixture
+def examples():
+    """`examples(count, seed)` gives rows of the toy task."""
+    return make_examples
+
+
+def make_train_data() -> Dataset:
+    return Dataset.from_list(make_examples(256, seed=1)).shuffle().repeat().padded_batch(16)
+
+
+def make_dev_data() -> Dataset:
+    return Dataset.from_list(make_examples(100, seed=2)).padded_batch(32)
+
+
+@pytest.fixture
 def train_data() -> Dataset:
-    return Dataset.from_list(examples(256, seed=1)).shuffle().repeat().padded_batch(16)
+    return make_train_data()
 
 
 @pytest.fixture
 def dev_data() -> Dataset:
-    return Dataset.from_list(examples(100, seed=2)).padded_batch(32)
+    return make_dev_data()
 
 
 @pytest.fixture
 def run_config(tmp_path):
-    def make(**changes):
-        values = {"model_dir": str(tmp_path / "run"), "max_steps": 60, "eval_steps": 20, "save_steps": 20, "log_steps": 10}
-        return propeller.RunConfig(**{**values, **changes})
+    """Makes a RunConfig in a folder of the test's own; `model_dir` is taken below it."""
+
+    def make(model_dir="run", **changes):
+        values = {"max_steps": 60, "eval_steps": 20, "save_steps": 20, "log_steps": 10}
+        return propeller.RunConfig(model_dir=str(tmp_path / model_dir), **{**values, **changes})
 
     return make
+
+
+@pytest.fixture
+def metrics_of():
+    """Reads `metrics.jsonl` of a run, strictly."""
+
+    def read(config, event=None):
+        lines = (Path(config.model_dir) / "metrics.jsonl").read_text("utf-8").splitlines()
+        parsed = [json.loads(line) for line in lines]
+        return [line for line in parsed if event in (None, line["event"])]
+
+    return read
+
+
+@pytest.fixture
+def weights_of():
+    """Copies the weights of a layer to numpy."""
+    return lambda layer: {name: tensor.numpy().copy() for name, tensor in layer.state_dict().items()}
+
+
+@pytest.fixture
+def assert_same_bits():
+    """Compares two dictionaries of arrays bit by bit."""
+
+    def compare(first, second):
+        assert first.keys() == second.keys()
+        for name, array in first.items():
+            np.testing.assert_array_equal(array, second[name], err_msg=name)
+
+    return compare

@@ -1,0 +1,329 @@
+"""What fine-tuning scripts share: flags, files, the model's configuration, batches, the length of a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ernie.config import ErnieConfig
+from ernie.pretrained import load_pretrained_state, save_pretrained_state
+from ernie.tasks.classification import ClassificationProcessor
+from ernie.tasks.finetuning import (
+    DataFiles,
+    argument_parser,
+    batched,
+    check_hparams,
+    resolve_model,
+    warm_start_setting,
+    with_max_steps,
+)
+from ernie.tokenizing import load_tokenizer
+from propeller.config import parse_hparam
+from propeller.data import Dataset
+from propeller.errors import CheckpointError, ConfigError
+from propeller.types import HParams, RunConfig
+
+VOCABULARY = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", "good", "bad", "Good"]
+SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 16}
+
+# As Google's Chinese BERT has it; keys of its pooler stand beside the encoder's.
+BERT_FILE = {
+    "attention_probs_dropout_prob": 0.1, "directionality": "bidi", "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1, "hidden_size": 768, "initializer_range": 0.02, "intermediate_size": 3072,
+    "max_position_embeddings": 512, "num_attention_heads": 12, "num_hidden_layers": 12,
+    "pooler_fc_size": 768, "pooler_num_attention_heads": 12, "pooler_num_fc_layers": 3,
+    "pooler_size_per_head": 128, "pooler_type": "first_token_transform", "type_vocab_size": 2,
+    "vocab_size": 21128,
+}  # fmt: skip
+TRANSFORMERS_KEYS = {"architectures": ["BertModel"], "bos_token_id": None, "use_cache": True, "id2label": {}}
+
+
+def parse(*flags):
+    return argument_parser("A script.").parse_args([str(flag) for flag in flags])
+
+
+@pytest.fixture
+def vocab_file(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join(VOCABULARY) + "\n", "utf-8")
+    return path
+
+
+@pytest.fixture
+def pretrained(tmp_path, vocab_file):
+    """A folder of a configuration, a vocabulary and one tensor."""
+    folder = tmp_path / "pretrained"
+    config = ErnieConfig(vocab_size=len(VOCABULARY), **SIZES)
+    state = {"embeddings.word.weight": np.ones((len(VOCABULARY), 8), np.float32)}
+    save_pretrained_state(folder, config, state, vocab_file=vocab_file)
+    return folder
+
+
+class TestFlags:
+    def test_defaults(self):
+        args = parse()
+        assert (args.max_seqlen, args.format, args.do_predict, args.strict) == (128, "tsv", False, False)
+        assert args.do_lower_case is None and args.columns is None and args.bundle is None
+
+    @pytest.mark.parametrize(
+        ("text", "value"), [("true", True), ("False", False), ("1", True), ("no", False)]
+    )
+    def test_do_lower_case(self, text, value):
+        assert parse("--do_lower_case", text).do_lower_case is value
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            (("--do_lower_case", "maybe"), "expected true or false, got 'maybe'"),
+            (("--max_seqlen", "long"), "invalid int value: 'long'"),
+            (("--format", "csv"), "invalid choice: 'csv'"),
+            (("--data", "x"), "unrecognized arguments"),  # no abbreviations: the next release may add another
+        ],
+    )
+    def test_wrong(self, flags, message):
+        with pytest.raises(ConfigError, match=message):
+            parse(*flags)
+
+
+class TestDataFiles:
+    def test_in_a_folder(self, tmp_path):
+        (tmp_path / "train").mkdir()
+        for name in ("dev.tsv", "test.tsv.gz"):
+            (tmp_path / name).touch()
+        files = DataFiles.of(parse("--data_dir", tmp_path))
+        assert files.items() == [
+            ("train", tmp_path / "train"),
+            ("dev", tmp_path / "dev.tsv"),
+            ("test", tmp_path / "test.tsv.gz"),
+        ]
+
+    def test_a_flag_wins_and_test_may_be_missing(self, tmp_path):
+        for name in ("train.tsv", "dev.tsv", "other"):
+            (tmp_path / name).touch()
+        files = DataFiles.of(parse("--data_dir", tmp_path, "--dev_set", tmp_path / "other"))
+        assert files.items() == [("train", tmp_path / "train.tsv"), ("dev", tmp_path / "other")]
+
+    @pytest.mark.parametrize(
+        ("there", "flags", "message"),
+        [
+            ([], [], r"No train data: .*--train_set FILE.*train/, train.tsv or train.tsv.gz.*\(now None\)"),
+            (["train.tsv"], ["--data_dir", "."], r"No dev data: .*dev/, dev.tsv or dev.tsv.gz.*\(now \.\)"),
+            (["train.tsv"], ["--train_set", "train.tsv", "--dev_set", "d"], "--dev_set d does not exist"),
+            (["dev.tsv", "train.tsv", "train.tsv.gz"], ["--data_dir", "."], "train.tsv and train.tsv.gz"),
+        ],
+    )
+    def test_missing_or_ambiguous(self, tmp_path, monkeypatch, there, flags, message):
+        monkeypatch.chdir(tmp_path)
+        for name in there:
+            Path(name).touch()
+        with pytest.raises(ConfigError, match=message):
+            DataFiles.of(parse(*flags))
+
+
+class TestHparams:
+    @pytest.mark.parametrize(
+        "given",
+        [
+            BERT_FILE,
+            {**BERT_FILE, **TRANSFORMERS_KEYS, "pad_token_id": 0, "model_type": "bert"},
+            {"sent_type_vocab_size": None, "use_task_id": False, "task_id": 0},
+            {"batch_size": 8192, "in_tokens": True, "num_epochs": 3, "num_label": 2, "use_fp16": 0},
+        ],
+        ids=["BERT", "Transformers", "ERNIE", "data"],
+    )
+    def test_keys_of_model_files_and_older_scripts_pass(self, given):
+        check_hparams(HParams(given), ["learning_rate"])
+
+    def test_the_users_own_are_listed(self, caplog):
+        with caplog.at_level(logging.INFO, "ernie"):
+            check_hparams(HParams(mine=1, learning_rate=1e-3, gamma=2), ["learning_rate"])
+        assert caplog.messages == ["hyper-parameters not used: gamma, mine"]
+
+    @pytest.mark.parametrize(
+        ("slip", "meant"),
+        [
+            ("learning_rat", "learning_rate"),
+            ("num_labels", "num_label"),
+            ("batchsize", "batch_size"),
+            ("hiden_size", "hidden_size"),
+            ("num_layers", None),
+        ],
+    )
+    def test_slips(self, slip, meant):
+        # Also where the right one was given: the slip may be meant to override it.
+        for given in ({slip: 1}, {slip: 1, "learning_rate": 1, "num_label": 2, "batch_size": 3}):
+            if meant is None:
+                check_hparams(HParams(given), ["learning_rate"])
+            else:
+                with pytest.raises(ConfigError, match=f"{slip!r}. Did you mean {meant!r}"):
+                    check_hparams(HParams(given), ["learning_rate"])
+
+    def test_half_precision_is_refused(self):
+        with pytest.raises(ConfigError, match="use_fp16 is set.*Set it to 0"):
+            check_hparams(HParams(use_fp16=True), [])
+
+
+class TestResolveModel:
+    def test_new_model_takes_its_size_from_the_vocabulary(self, vocab_file):
+        config, tokenizer = resolve_model(
+            parse("--vocab_file", vocab_file, "--max_seqlen", 16), HParams(SIZES)
+        )
+        assert (config.vocab_size, config.hidden_size, config.pad_token_id) == (8, 8, 0)
+        assert tokenizer.tokenize("GOOD") == ["good"]
+
+    def test_folder_alone(self, pretrained):
+        config, tokenizer = resolve_model(
+            parse("--warm_start_from", pretrained, "--max_seqlen", 9), HParams()
+        )
+        assert config == ErnieConfig(vocab_size=8, **SIZES)
+        assert tokenizer.vocab_size == 8
+
+    def test_hparams_win_over_the_folder(self, pretrained):
+        hparams = HParams(hidden_dropout_prob=0.3, learning_rate=1, mine=2, sent_type_vocab_size=None)
+        config, _ = resolve_model(parse("--warm_start_from", pretrained, "--max_seqlen", 9), hparams)
+        assert config == ErnieConfig(vocab_size=8, hidden_dropout_prob=0.3, **SIZES)
+
+    def test_smaller_vocabulary_is_none_of_our_business(self, pretrained, tmp_path):
+        small = tmp_path / "small.txt"
+        small.write_text("\n".join(VOCABULARY[:6]) + "\n", "utf-8")
+        flags = ("--warm_start_from", pretrained, "--vocab_file", small, "--max_seqlen", 9)
+        config, tokenizer = resolve_model(parse(*flags), HParams())
+        assert (config.vocab_size, tokenizer.vocab_size) == (8, 6)
+
+    def test_do_lower_case(self, vocab_file):
+        flags = ("--vocab_file", vocab_file, "--max_seqlen", 9, "--do_lower_case", "false")
+        _, tokenizer = resolve_model(parse(*flags), HParams(SIZES))
+        assert tokenizer.tokenize("Good good GOOD") == ["Good", "good", "[UNK]"]
+
+    @pytest.mark.parametrize(
+        ("flags", "hparams", "message"),
+        [
+            ((), {}, "No vocabulary: name --vocab_file, or a folder"),
+            (("--vocab_file", "VOCAB"), {**SIZES, "vocab_size": 7}, "has 8 entries, the model only 7"),
+            (("--vocab_file", "VOCAB"), SIZES, "--max_seqlen 128 is beyond the 16 positions"),
+            (("--vocab_file", "VOCAB"), {"hidden_size": 8}, "configuration lacks num_hidden_layers"),
+            (("--vocab_file", "VOCAB"), {**SIZES, "pad_token_id": 4}, "pads with id 0, .*pad_token_id 4"),
+            (("--vocab_file", "VOCAB"), {**SIZES, "num_attention_heads": 3}, "cannot be split"),
+        ],
+    )
+    def test_wrong(self, vocab_file, flags, hparams, message):
+        flags = [vocab_file if flag == "VOCAB" else flag for flag in flags]
+        with pytest.raises(ConfigError, match=message):
+            resolve_model(parse(*flags), HParams(hparams))
+
+    def test_vocabulary_that_pads_otherwise(self, pretrained, tmp_path):
+        other = tmp_path / "other.txt"
+        other.write_text("\n".join(["[UNK]", *VOCABULARY[1:4], "[PAD]"]) + "\n", "utf-8")
+        flags = ("--warm_start_from", pretrained, "--vocab_file", other, "--max_seqlen", 9)
+        with pytest.raises(ConfigError, match="The vocabulary pads with id 4, the model with pad_token_id 0"):
+            resolve_model(parse(*flags), HParams())
+
+
+class TestWarmStart:
+    def test_names_of_the_encoder_and_a_new_head(self, pretrained):
+        setting = warm_start_setting(str(pretrained))
+        assert setting.new == ("head.*",)
+        tensors = setting.source()
+        assert tensors.keys() == {"encoder.embeddings.word.weight"}
+        _, state = load_pretrained_state(pretrained)
+        np.testing.assert_array_equal(
+            tensors["encoder.embeddings.word.weight"], state["embeddings.word.weight"]
+        )
+
+    def test_is_read_only_when_needed(self, pretrained):
+        setting = warm_start_setting(str(pretrained))
+        shutil.rmtree(pretrained)
+        with pytest.raises(CheckpointError, match="is not a folder"):
+            setting.source()
+
+    def test_none(self):
+        assert warm_start_setting(None) is None
+
+
+class TestBatches:
+    @pytest.fixture
+    def processor(self, vocab_file):
+        tokenizer = load_tokenizer(None, vocab_file=vocab_file)
+        return ClassificationProcessor(tokenizer, ["0", "1"], max_seqlen=16, pair=False)
+
+    @pytest.fixture
+    def dataset(self, processor):
+        raws = [{"text_a": "good " * (1 + i % 13), "label": i % 2} for i in range(50)]
+        return Dataset.from_list(processor.prepare(raws))
+
+    def test_evaluation_sees_every_example_once(self, dataset, processor):
+        batches = list(batched(dataset, HParams(batch_size=8), processor, train=False))
+        assert sum(len(batch["label"]) for batch in batches) == 50
+        assert max(len(batch["label"]) for batch in batches) == 8
+        found = sorted(int((row != 0).sum()) for batch in batches for row in batch["input_ids"])
+        assert found == sorted(3 + i % 13 for i in range(50))
+
+    def test_training_goes_on_and_is_shuffled(self, dataset, processor):
+        batches = batched(dataset, HParams(batch_size=8), processor, train=True)
+        lengths = []
+        for batch in batches:
+            lengths.append(batch["input_ids"].shape[1])
+            if len(lengths) == 20:
+                break
+        assert len(set(lengths)) > 1
+
+    def test_tokens(self, dataset, processor):
+        hparams = HParams(batch_size=64, in_tokens=True)
+        batches = list(batched(dataset, hparams, processor, train=False))
+        assert sum(len(batch["label"]) for batch in batches) == 50
+        assert max(batch["input_ids"].size for batch in batches) <= 64
+
+    @pytest.mark.parametrize("size", [0, -1, 2.5, "8", True, None])
+    def test_wrong_size(self, dataset, processor, size):
+        with pytest.raises(ConfigError, match="batch_size must be a whole number of at least 1"):
+            batched(dataset, HParams(batch_size=size), processor, train=True)
+
+
+class TestMaxSteps:
+    @pytest.mark.parametrize(
+        ("hparams", "steps"),
+        [
+            ({"num_epochs": 1, "batch_size": 10}, 10),
+            ({"num_epochs": 3, "batch_size": 32}, 10),
+            ({"num_epochs": 0.5, "batch_size": 10}, 5),
+            ({"num_epochs": 1}, 4),
+        ],
+    )
+    def test_from_epochs(self, hparams, steps):
+        assert with_max_steps(RunConfig(), HParams(hparams), 100).max_steps == steps
+
+    def test_given_steps_win(self):
+        config = RunConfig(max_steps=7)
+        assert with_max_steps(config, HParams(num_epochs=100), 100) is config
+
+    @pytest.mark.parametrize(
+        ("hparams", "message"),
+        [
+            ({}, "How long to train"),
+            ({"num_epochs": 3, "in_tokens": True}, "max_steps, where in_tokens is set"),
+            ({"num_epochs": 0}, "num_epochs must be a number above 0, got 0"),
+            ({"num_epochs": "3"}, "num_epochs must be a number above 0, got '3'"),
+            ({"num_epochs": float("nan")}, "num_epochs must be a number above 0, got nan"),
+            ({"num_epochs": 3, "batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ],
+    )
+    def test_cannot_be_told(self, hparams, message):
+        with pytest.raises(ConfigError, match=message):
+            with_max_steps(RunConfig(), HParams(hparams), 100)
+
+
+def test_bert_file_and_flags_make_a_configuration(tmp_path, vocab_file):
+    """`--hparam bert_config.json` alone describes a model: the older way."""
+    (tmp_path / "bert_config.json").write_text(json.dumps(BERT_FILE), "utf-8")
+    args = parse(
+        "--vocab_file", vocab_file, "--hparam", tmp_path / "bert_config.json", "--hparam", "{'mine': 1}"
+    )
+    hparams = parse_hparam(args)
+    check_hparams(hparams, [])
+    config, _ = resolve_model(args, hparams)
+    assert (config.hidden_size, config.layer_norm_eps, config.vocab_size) == (768, 1e-12, 21128)

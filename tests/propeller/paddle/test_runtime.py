@@ -1,0 +1,121 @@
+"""Paddle is set up before it is imported; devices; cores."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from propeller.errors import ConfigError
+from propeller.paddle import runtime
+from propeller.paddle.runtime import available_cores, paddle, set_device
+
+
+def test_cores_of_a_container(tmp_path):
+    quota = runtime._cgroup_quota
+    assert quota(tmp_path) is None
+    for text, cores in (
+        ("max 100000\n", None),
+        ("250000 100000\n", 2),
+        ("50000 100000\n", 1),
+        ("200000 100000", 2),
+    ):
+        (tmp_path / "cpu.max").write_text(text)
+        assert quota(tmp_path) == cores
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    for text, cores in (("-1\n", None), ("300000\n", 3)):
+        (tmp_path / "cpu/cpu.cfs_quota_us").write_text(text)
+        (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
+        assert quota(tmp_path) == cores
+
+
+def test_available_cores_are_those_of_this_process(monkeypatch):
+    monkeypatch.setattr(runtime, "_cgroup_quota", lambda: None)
+    assert available_cores() == len(os.sched_getaffinity(0))
+    monkeypatch.setattr(runtime, "_cgroup_quota", lambda: 1)
+    assert available_cores() == 1
+    monkeypatch.setattr(runtime, "_cgroup_quota", lambda: 10_000)
+    assert available_cores() == len(os.sched_getaffinity(0))
+
+
+def test_devices():
+    assert set_device("cpu") == "cpu"
+    assert set_device(None) == "cpu" or paddle.device.get_available_device()
+    for name in ("nonsense", "npu:99", "cpu:x"):
+        with pytest.raises(ConfigError, match=rf"device '{name}' cannot be used .* Devices here: cpu"):
+            set_device(name)
+
+
+STUB = """
+import os, sys
+print("OMP_NUM_THREADS set to 2, not 1. The computation will be slow.", file=sys.stderr)
+print("something else", file=sys.stderr)
+{more}
+seen = {{key: os.environ.get(key) for key in ("OMP_NUM_THREADS", "GLOG_minloglevel", "MKL_DEBUG_CPU_TYPE")}}
+"""
+
+
+@pytest.fixture
+def with_stub(tmp_path, root):
+    """Runs code in a process that has a stand-in for Paddle, which says what it saw."""
+    (tmp_path / "paddle").mkdir()
+
+    def run(code, more="", **environment):
+        (tmp_path / "paddle/__init__.py").write_text(STUB.format(more=more))
+        clean = {
+            key: value for key, value in os.environ.items() if not key.startswith(("OMP", "GLOG", "MKL"))
+        }
+        return subprocess.run(
+            [sys.executable, "-B", "-c", code], capture_output=True, text=True, timeout=60,
+            env={**clean, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}", **environment},
+        )  # fmt: skip
+
+    return run
+
+
+FIRST = "import json, propeller.paddle.runtime as r; print(json.dumps(r.paddle.seen))"
+
+
+def test_the_environment_is_set_before_paddle_is_loaded(with_stub):
+    done = with_stub(FIRST)
+    seen = json.loads(done.stdout)
+    assert seen["OMP_NUM_THREADS"] == str(available_cores())
+    assert seen["GLOG_minloglevel"] == "2"
+    assert seen["MKL_DEBUG_CPU_TYPE"] == ("5" if runtime._is_amd() else None)
+    assert done.stderr == "something else\n", "only Paddle's line about threads is left out"
+
+
+def test_what_the_user_set_stays(with_stub):
+    done = with_stub(FIRST, OMP_NUM_THREADS="7", GLOG_minloglevel="0", MKL_DEBUG_CPU_TYPE="")
+    assert json.loads(done.stdout) == {
+        "OMP_NUM_THREADS": "7",
+        "GLOG_minloglevel": "0",
+        "MKL_DEBUG_CPU_TYPE": "",
+    }
+
+
+def test_paddle_imported_first_is_said_once(with_stub):
+    done = with_stub(
+        "import paddle; import propeller.paddle.runtime, os; print('OMP_NUM_THREADS' in os.environ)"
+    )
+    assert done.stdout == "False\n"
+    assert done.stderr.count("RuntimeWarning: Paddle was imported before propeller.paddle") == 1
+    assert (
+        "GLOG_minloglevel" in done.stderr and "OMP_NUM_THREADS. Import propeller.paddle first" in done.stderr
+    )
+    quiet = with_stub(
+        "import paddle; import propeller.paddle.runtime",
+        OMP_NUM_THREADS="2", GLOG_minloglevel="2", MKL_DEBUG_CPU_TYPE="5",
+    )  # fmt: skip
+    assert "RuntimeWarning" not in quiet.stderr, "nothing came too late"
+
+
+def test_a_broken_paddle_says_itself_what_it_lacks(with_stub):
+    done = with_stub(FIRST, more="import a_module_that_is_not_there")
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("ModuleNotFoundError: No module named 'a_module_that_is_not_there'")
+    assert "ernie-propeller" not in done.stderr

@@ -1,0 +1,175 @@
+"""Bundles: written, read, checked, without Paddle."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from propeller import bundle, processor
+from propeller.bundle import ArraySpec, read_bundle, write_bundle, write_probe
+from propeller.errors import ExportError
+from propeller.processor import Processor, register_processor
+
+INPUTS = (
+    ArraySpec("input_ids", "int64", ("batch", "seq_len"), 1),
+    ArraySpec("weight", "float32", ("batch",)),
+)
+OUTPUTS = (ArraySpec("logits", "float32", ("batch", 2)),)
+PROBE = (
+    {"input_ids": np.array([[5, 6]]), "weight": np.array([0.5], np.float32)},
+    {"logits": np.array([[0.1, 0.9]], np.float32)},
+)
+
+
+class Labels(Processor):
+    """Keeps its labels in a file and its greeting among the settings."""
+
+    name = "labels"
+
+    def __init__(self, labels, greeting):
+        self.labels, self.greeting = labels, greeting
+
+    def save(self, folder):
+        (folder / "labels.txt").write_text("\n".join(self.labels), "utf-8")
+        return {"greeting": self.greeting}
+
+    @classmethod
+    def load(cls, folder, settings):
+        return cls((folder / "labels.txt").read_text("utf-8").split("\n"), settings["greeting"])
+
+    def prepare(self, raws):
+        return [dict(raw) for raw in raws]
+
+    def finish(self, outputs):
+        return [{"label": self.labels[row.argmax()]} for row in outputs["logits"]]
+
+    def parse(self, line):
+        return {"text": line}
+
+    def format(self, answer):
+        return answer["label"]
+
+    def metrics(self):
+        return {}
+
+    @property
+    def fingerprint(self):
+        return "1"
+
+
+@pytest.fixture(autouse=True)
+def _own_registry(monkeypatch):
+    monkeypatch.setattr(processor, "_registered", {})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a model (its files are opaque here) and a probe, not yet a bundle."""
+    path = tmp_path / "version_1"
+    path.mkdir()
+    (path / "model.json").write_bytes(b"{}")
+    (path / "model.pdiparams").write_bytes(bytes(100))
+    write_probe(path, *PROBE)
+    return path
+
+
+def complete(folder, **changes):
+    (folder / bundle.DESCRIPTION).unlink(missing_ok=True)
+    values = {
+        "inputs": INPUTS,
+        "outputs": OUTPUTS,
+        "processor": Labels(["negativ", "好"], "hallo"),
+        "metrics": {"dev": {"acc": 0.5, "auc": math.nan}},
+        "metadata": {"max_seqlen": 128},
+    }
+    return write_bundle(folder, **{**values, **changes})
+
+
+def test_what_was_written_is_read(folder, tmp_path):
+    register_processor(Labels)
+    written = complete(folder)
+    link = tmp_path / "inference"
+    link.symlink_to("version_1")
+    read = read_bundle(link)
+    assert read == written
+    assert (read.inputs, read.outputs) == (INPUTS, OUTPUTS)
+    assert read.folder == folder.resolve(), "a swap of the link must not change it halfway"
+    assert read.metrics == {"dev": {"acc": 0.5, "auc": "NaN"}}
+    assert read.metadata["max_seqlen"] == 128
+    again = read.processor()
+    assert (again.labels, again.greeting) == (["negativ", "好"], "hallo")
+    for side, expected in zip(read.probe(), PROBE, strict=True):
+        assert side.keys() == expected.keys()
+        for name, array in expected.items():
+            np.testing.assert_array_equal(side[name], array)
+            assert side[name].dtype == array.dtype
+
+
+def test_the_hash_tells_bundles_apart(folder):
+    first = complete(folder).hash
+    assert complete(folder).hash == first
+    (folder / "model.pdiparams").write_bytes(bytes(99) + b"1")
+    assert complete(folder).hash != first
+
+
+def test_a_processor_that_is_not_there(folder):
+    read = complete(folder)
+    with pytest.raises(ExportError, match="No processor is registered as 'labels'"):
+        read.processor()
+    with pytest.raises(ExportError, match="exported without a processor: it takes arrays only"):
+        complete(folder, processor=None).processor()
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.pdiparams", "probe.npz", "labels.txt"])
+def test_a_damaged_file_is_named(folder, name):
+    complete(folder)
+    file = folder / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ExportError, match=rf"is damaged: .*{name} is damaged.* Export the model again"):
+        read_bundle(folder)
+    read_bundle(folder, verify=False)
+    file.write_bytes(data[:-1])
+    with pytest.raises(
+        ExportError, match=rf"{name} has {len(data) - 1} bytes where {len(data)} were written"
+    ):
+        read_bundle(folder)
+    file.unlink()
+    with pytest.raises(ExportError, match=rf"{name} is missing"):
+        read_bundle(folder)
+
+
+def test_no_bundle(tmp_path, folder):
+    for path in (tmp_path / "absent", folder):
+        with pytest.raises(ExportError, match="is no bundle: it has no bundle.json"):
+            read_bundle(path)
+
+
+def test_a_description_that_cannot_be_used(folder):
+    complete(folder)
+    file = folder / bundle.DESCRIPTION
+    text = file.read_text("utf-8")
+    for damaged in (text[:-20], "[]", "{}", "\ud800".encode("utf-8", "surrogatepass")):
+        file.write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())
+        with pytest.raises(ExportError, match=r"bundle\.json cannot be read"):
+            read_bundle(folder)
+    values = json.loads(text)
+    file.write_text(json.dumps({**values, "format_version": 2}))
+    with pytest.raises(ExportError, match="has bundle format 2; this release reads 1"):
+        read_bundle(folder)
+    for key, wrong in (
+        ("inputs", None),
+        ("outputs", [{"name": "x"}]),
+        ("files", ["model.json"]),
+        ("metrics", None),
+    ):
+        left = {**values, key: wrong}
+        if wrong is None:
+            del left[key]
+        file.write_text(json.dumps(left))
+        with pytest.raises(ExportError, match=r"bundle\.json is not whole"):
+            read_bundle(folder)
