@@ -83,15 +83,15 @@ class _DropoutFunction(paddle.autograd.PyLayer):
         seed = paddle.randint(0, 2**31 - 1, [1]).item()
         size = int(np.prod(x.shape))
         words = np.random.SFC64(seed).random_raw(-(-size // 4))  # 64 random bits make 4 elements
-        keep = words.view(np.uint16)[:size].reshape(x.shape) >= dropped_levels
-        factor = paddle.to_tensor(keep).astype(x.dtype) * (_LEVELS / (_LEVELS - dropped_levels))
-        ctx.save_for_backward(factor)
-        return x * factor
+        keep = paddle.to_tensor(words.view(np.uint16)[:size].reshape(x.shape) >= dropped_levels)
+        ctx.save_for_backward(keep)  # a byte an element; the factor made of it is four
+        ctx.scale = _LEVELS / (_LEVELS - dropped_levels)
+        return x * (keep.astype(x.dtype) * ctx.scale)
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> paddle.Tensor:
-        (factor,) = ctx.saved_tensor()
-        return grad * factor
+        (keep,) = ctx.saved_tensor()
+        return grad * (keep.astype(grad.dtype) * ctx.scale)
 
 
 class Dropout(paddle.nn.Dropout):

@@ -58,6 +58,7 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
     config, tokenizer = finetuning.resolve_model(args, hparams)
     names = args.columns.split(",") if args.columns else None
     raw = file_columns(raw_label_column(), names=names)
+    log.info("columns of %s: %s", files.train, ", ".join(next(rows(raw, files.train))))
     processor = ClassificationProcessor(
         tokenizer,
         find_labels(files, raw, hparams),
@@ -95,7 +96,7 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
     }
     propeller.train_and_eval(
         functools.partial(ClassificationModel, config=config, processor=processor),
-        hparams,
+        hparams.join(config.to_dict()),  # resolved, for run.json
         run_config,
         batches.pop("train"),
         batches,

@@ -162,18 +162,22 @@ class TestOneLineForEach:
 class TestProcess:
     def test_from_another_folder_with_nothing_but_the_bundle(self, shell, bundle, tmp_path):
         """It was moved, the command knows neither vocabulary nor data, the locale knows no Chinese."""
-        shutil.copytree(bundle, tmp_path / "moved")
+        folder = shutil.copytree(bundle, tmp_path / "moved")
+        description = json.loads((folder / "bundle.json").read_text("utf-8"))
+        description["processor"]["settings"]["labels"] = ["差评", "好评"]
+        (folder / "bundle.json").write_text(json.dumps(description), "utf-8")
         (tmp_path / "elsewhere").mkdir()
         result = shell(
             PREDICT + " --bundle ../moved --format jsonl",
             cwd=tmp_path / "elsewhere",
-            stdin="酒店\n差\n".encode(),
+            stdin="酒店非常好\n非常差\n".encode(),
             PYTHONIOENCODING="ascii",
             HOME=str(tmp_path / "nobody"),
         )
         assert (result.code, result.err) == (0, "")
-        assert [json.loads(line)["label"] in ("0", "1") for line in result.out.splitlines()] == [True, True]
+        assert [json.loads(line)["label"] for line in result.out.splitlines()] == ["好评", "差评"]
         assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "moved"]
+        assert not any((tmp_path / "elsewhere").iterdir())
 
     def test_answers_at_once_and_ends_quietly_at_ctrl_c(self, start):
         process = start()

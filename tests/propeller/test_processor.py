@@ -25,7 +25,7 @@ def make(name):
         def prepare(self, raws):
             type(self).calls += 1
             if any(raw["x"] % 2 for raw in raws):
-                raise DataError(f"odd: {[raw['x'] for raw in raws]}")
+                raise DataError(f"odd: {[raw.get('x') for raw in raws]}")
             return [{"x": 2 * raw["x"]} for raw in raws]
 
         def finish(self, outputs):
@@ -106,8 +106,9 @@ def test_good_examples_are_prepared_in_one_call():
 
 
 def test_a_programming_error_is_not_an_answer():
-    with pytest.raises(KeyError):
-        prepare_each(make("doubling")(), [{"y": 1}])
+    for raws in ([{"y": 1}], [{"x": 3}, {"y": 1}]):
+        with pytest.raises(KeyError):
+            prepare_each(make("doubling")(), raws)
 
 
 def test_a_processor_must_be_complete():

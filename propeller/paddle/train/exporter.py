@@ -98,18 +98,27 @@ class BestExporter(Exporter):
             return
         versions = self.folder / f".{self.link_name}"
         target = _free(versions / f"step_{state.step:08d}")
-        with atomic.new_folder(target) as folder:
-            self._write(folder, model, results, columns)
-            best = {"step": state.step, "results": results}
-            (folder / BEST_FILE).write_text(atomic.to_json(best, indent=1) + "\n", "utf-8")
+        try:
+            with atomic.new_folder(target) as folder:
+                self._write(folder, model, results, columns)
+                best = {"step": state.step, "results": results}
+                (folder / BEST_FILE).write_text(atomic.to_json(best, indent=1) + "\n", "utf-8")
+            self._publish(target, versions)
+        except OSError as error:
+            raise ExportError(
+                f"Could not export to {self.link}: {error}. What was exported before is untouched."
+            ) from error
+        self._best = results
+        log.info("exported the best model so far, of step %d, to %s", state.step, self.link)
+
+    def _publish(self, target: Path, versions: Path) -> None:
+        """Points the link at the new version and drops those before the last."""
         previous = self.link.resolve() if self.link.is_symlink() else None
         atomic.swap_link(self.link, target)
         # The version before stays, for whoever is just reading it.
         for version in versions.iterdir():
             if version != target and version.resolve() != previous:
                 shutil.rmtree(version)
-        self._best = results
-        log.info("exported the best model so far, of step %d, to %s", state.step, self.link)
 
     def _write(self, folder: Path, model: Model, results: Results, columns: Mapping[str, Any]) -> None:
         safetensors.paddle.save_file(model.state_dict(), str(folder / WEIGHTS))

@@ -8,12 +8,14 @@
         step += 1
         step_end
         evaluate, if due        -> eval_end
-        checkpoint, if due      -> checkpoint_saved
         export, if better
+        checkpoint, if due      -> checkpoint_saved
         stop, if asked or at the last step
     train_end, also after a crash
 
-Evaluation, checkpoint and export always run at the last step. Hooks watch; they do not change this.
+Evaluation, export and checkpoint always run at the last step. The export comes first: a run killed between
+the two evaluates that step once more and finds its best in place, where the other order would lose it.
+Hooks watch; they do not change this.
 """
 
 from __future__ import annotations
@@ -130,11 +132,12 @@ def train(job: Job) -> RunState:
                     if results:
                         reason = _asked([hook.eval_end(state, results) for hook in job.hooks]) or reason
                     done = done or reason is not None
-                if caught or _due(config.save_steps, config, state, done):
-                    _save(job, state, position)
-                if results:
-                    for exporter in job.exporters:
+                try:
+                    for exporter in job.exporters if results else ():
                         exporter.export(model, state, results, columns)
+                finally:  # what a failing export cannot undo
+                    if caught or _due(config.save_steps, config, state, done):
+                        _save(job, state, position)
                 if caught:
                     raise _interrupted(caught[0], state)
                 if done:

@@ -99,6 +99,18 @@ def test_a_run_that_starts_anew_forgets_the_best(tmp_path, offer):
     assert len(versions) == 2, "the version before stays for those who are reading it, no more"
 
 
+def test_a_place_that_cannot_be_written(tmp_path, offer):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match=r"Could not export to .*file/weights: .*Not a directory"):
+        offer(propeller.BestExporter(tmp_path / "file", metric="acc"), [0.5])
+    copied = tmp_path / "copied/weights"  # as `cp -rL` leaves it
+    copied.mkdir(parents=True)
+    (copied / "model.safetensors").write_text("old")
+    with pytest.raises(ExportError, match=r"Could not export to .*copied/weights: .*untouched"):
+        offer(propeller.BestExporter(tmp_path / "copied", metric="acc"), [0.5])
+    assert (copied / "model.safetensors").read_text() == "old"
+
+
 def test_a_wrong_name_shows_at_the_first_evaluation(tmp_path, offer):
     for exporter, message in (
         (propeller.BestExporter(tmp_path, metric="ac"), "No metric 'ac' .* Did you mean 'acc'"),

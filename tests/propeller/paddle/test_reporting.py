@@ -39,15 +39,18 @@ def test_log_lines_give_speed_and_time_left(run_config, clock, caplog, metrics_o
         clock[0] += 0.25
         hook.step_end(RunState(step=step, epoch=step // 4), StepResult(float(step), 0.1 / step, 10, 70))
         if step in (2, 6):
-            clock[0] += 100.0  # an evaluation and a checkpoint do not
+            clock[0] += 100.0  # an evaluation or a checkpoint does not
+        if step == 2:
             hook.eval_end(RunState(step=step), {"dev": {"loss": 1.5, "n": 3}})
-            clock[0] += 100.0
+        if step == 6:
             hook.checkpoint_saved(RunState(step=step), Path())
-    # Steps 1 and 3 begin after a pause: 0.25 s each, 2 and 4 have waited: 0.5 s each.
+    # Steps 1, 3 and 7 begin after a pause: 0.25 s each, the others have waited: 0.5 s each.
     assert caplog.messages[0] == (
         "step: 4/8, epoch: 1, loss: 2.500000, lr: 0.025, 26.7 examples/s, 187 tokens/s, left: 2 s"
     )
-    assert re.search(r"step: 8/8, epoch: 2, loss: 6\.500000, lr: 0\.0125, .*left: 0 s", caplog.messages[1])
+    assert re.search(
+        r"step: 8/8, epoch: 2, loss: 6\.500000, lr: 0\.0125, 22\.9 .*left: 0 s", caplog.messages[1]
+    )
     train = metrics_of(config, "train")[0]
     assert (train["loss"], train["learning_rate"], train["epoch"]) == (2.5, 0.025, 1)
     assert train["examples_per_s"] == pytest.approx(40 / 1.5)

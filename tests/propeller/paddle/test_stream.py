@@ -1,0 +1,290 @@
+"""Streams of inputs: order, errors in their place, padding that leaks nowhere, lines as they come."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from propeller.bundle import ArraySpec
+from propeller.errors import DataError, PropellerError
+from propeller.metrics import Metric
+from propeller.paddle import Predictor, stream
+from propeller.paddle.runtime import paddle
+from propeller.paddle.train.exporter import export_bundle
+from propeller.processor import Processor
+from propeller.types import HParams, RunConfig, RunMode
+
+
+class Numbers(Processor):
+    """`3 4 5` are ids. A 13 cannot be prepared, a word cannot be read."""
+
+    name = "numbers"
+    fingerprint = "numbers"
+
+    def __init__(self):
+        self.chunks: list[int] = []
+
+    def prepare(self, raws):
+        self.chunks.append(len(raws))
+        for raw in raws:
+            if 13 in raw["ids"]:
+                raise DataError("13 is unlucky")
+        return [{"input_ids": np.array(raw["ids"], np.int64), "other": 1} for raw in raws]
+
+    def finish(self, outputs):
+        return [{"logits": row.tolist()} for row in outputs["logits"]]
+
+    def parse(self, line):
+        cells = line.split(" ")
+        if not all(cell.isdecimal() for cell in cells):
+            raise DataError(f"expected numbers,\tfound\n{line}")
+        return {"ids": [int(cell) for cell in cells]}
+
+    def format(self, answer):
+        return " ".join(f"{value:.6g}" for value in answer["logits"])
+
+    def metrics(self) -> dict[str, Metric]:
+        return {}
+
+    def save(self, folder) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def load(cls, folder, settings):
+        return cls()
+
+
+@dataclasses.dataclass
+class _Bundle:
+    inputs: tuple[ArraySpec, ...] = (ArraySpec("input_ids", "int64", ("batch", "seq_len"), pad_value=7),)
+
+
+class Sums:
+    """A predictor whose answer is the first id, their sum and how many there are; padding is 7."""
+
+    bundle = _Bundle()
+
+    def __init__(self):
+        self.shapes: list[tuple[int, ...]] = []
+
+    def predict(self, arrays):
+        assert list(arrays) == ["input_ids"]
+        ids = arrays["input_ids"]
+        self.shapes.append(ids.shape)
+        real = ids != 7
+        return {"logits": np.stack([ids[:, 0], (ids * real).sum(1), real.sum(1)], axis=1).astype(np.float32)}
+
+
+@pytest.fixture
+def processor():
+    return Numbers()
+
+
+@pytest.fixture
+def predictor():
+    return Sums()
+
+
+def make_raws(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [{"ids": [i + 100, *rng.integers(20, 50, rng.integers(0, 30)).tolist()]} for i in range(count)]
+
+
+def expected(raws):
+    return [{"logits": [raw["ids"][0], sum(raw["ids"]), len(raw["ids"])]} for raw in raws]
+
+
+class TestAnswerAll:
+    @pytest.mark.parametrize("count", [1, 2, 3, 5, 31, 32, 33, 100])
+    def test_order_and_padding(self, predictor, processor, count):
+        raws = make_raws(count)
+        assert stream.answer_all(predictor, processor, raws) == expected(raws)
+        for rows, length in predictor.shapes:
+            assert rows & (rows - 1) == 0 and rows <= 32 and length % 8 == 0
+        # The last batch alone is smaller than 32: no more rows are added than fill it up.
+        assert sum(rows for rows, _ in predictor.shapes) < 2 * count + 1
+
+    def test_like_lengths_come_together(self, predictor, processor):
+        raws = make_raws(200)
+        stream.answer_all(predictor, processor, raws)
+        tokens = sum(len(raw["ids"]) for raw in raws)
+        assert sum(rows * length for rows, length in predictor.shapes) < 1.5 * tokens
+
+    def test_no_example(self, predictor, processor):
+        assert stream.answer_all(predictor, processor, []) == []
+        error = DataError("x")
+        assert stream.answer_all(predictor, processor, [error]) == [error]
+        assert predictor.shapes == []
+
+    def test_one_that_cannot_be_prepared_harms_no_neighbour(self, predictor, processor):
+        raws = make_raws(40)
+        good = expected(raws)
+        raws[17] = {"ids": [1, 13]}
+        early = DataError("it could not even be read")
+        raws[3] = early
+        answers = stream.answer_all(predictor, processor, raws)
+        assert answers[3] is early
+        assert isinstance(answers[17], DataError) and str(answers[17]) == "13 is unlucky"
+        for place in {*range(40)} - {3, 17}:
+            assert answers[place] == good[place]
+
+    def test_programming_errors_are_not_hidden(self, predictor, processor):
+        with pytest.raises(KeyError):
+            stream.answer_all(predictor, processor, [{"id": [1]}])
+
+    def test_real_predictor_equals_the_live_model(self, processor, toy, tmp_path):
+        paddle.seed(5)
+        model = toy(HParams(), RunMode.PREDICT, RunConfig())
+        model.mode = RunMode.PREDICT
+        export_bundle(tmp_path, model, {"input_ids": np.ones((2, 4), np.int64)}, processor=None, metrics={})
+        rng = np.random.default_rng(1)
+        raws = [{"ids": rng.integers(20, 50, rng.integers(1, 30)).tolist()} for _ in range(45)]
+        answers = stream.answer_all(Predictor(tmp_path), processor, raws)
+        for raw, answer in zip(raws, answers, strict=True):
+            alone = model({"input_ids": paddle.to_tensor([raw["ids"]])})["logits"].numpy()[0]
+            np.testing.assert_allclose(answer["logits"], alone, atol=1e-4)
+
+
+def test_answer_stream_goes_chunk_by_chunk(predictor, processor, monkeypatch):
+    monkeypatch.setattr(stream, "CHUNK_ROWS", 50)
+    raws = make_raws(120)
+    asked = []
+
+    def source():
+        for raw in raws:
+            asked.append(raw)
+            yield raw
+
+    answers = stream.answer_stream(predictor, processor, source())
+    assert next(answers) == expected(raws)[0]
+    assert len(asked) == 50
+    assert [*answers] == expected(raws)[1:]
+    assert processor.chunks == [50, 50, 20]
+
+
+class TestReadLines:
+    def chunks(self, processor, content):
+        return list(stream.read_lines(io.BytesIO(content), processor))
+
+    @pytest.mark.parametrize(
+        ("content", "ids"),
+        [
+            (b"", []),
+            (b"1", [[1]]),
+            (b"1\n", [[1]]),
+            (b"1\r\n2 3\r\n", [[1], [2, 3]]),
+            (b"1\n\n2", [[1], None, [2]]),
+            ("1\u2028\n2\x85\x0b\x0c\x1c\x1e\n3".encode(), [None, None, [3]]),
+            (b"1\r2\n", [None]),
+            (b"\xff\n1", [None, [1]]),
+        ],
+    )
+    def test_what_ends_a_line(self, processor, content, ids):
+        rows = [row for chunk in self.chunks(processor, content) for row in chunk]
+        assert [None if isinstance(row, PropellerError) else row["ids"] for row in rows] == ids
+
+    def test_a_line_that_is_not_utf8_is_named(self, processor):
+        rows = [row for chunk in self.chunks(processor, b"1\n2\n3 \xe5\xa5\n") for row in chunk]
+        assert str(rows[2]) == "line 3 is not UTF-8 (unexpected end of data at byte 2)"
+
+    def test_chunks_are_bounded(self, processor, monkeypatch):
+        monkeypatch.setattr(stream, "CHUNK_ROWS", 64)
+        chunks = self.chunks(processor, b"".join(b"%d\n" % i for i in range(1000)))
+        assert [row["ids"][0] for chunk in chunks for row in chunk] == list(range(1000))
+        assert max(map(len, chunks)) <= 64
+
+    def test_reads_no_further_ahead_than_a_chunk(self, processor, monkeypatch):
+        monkeypatch.setattr(stream, "CHUNK_ROWS", 16)
+        taken = []
+
+        def endless():
+            while True:
+                taken.append(1)
+                yield b"1\n"
+
+        lines = stream.read_lines(endless(), processor)
+        next(lines)
+        next(lines)
+        # Two chunks, a full queue, and one line in the reader's hand.
+        assert len(taken) <= 3 * 16 + 1
+        lines.close()
+
+    def test_a_line_is_given_out_while_the_next_is_awaited(self, processor):
+        ours, theirs = os.pipe()
+        with open(ours, "rb") as source, open(theirs, "wb", buffering=0) as target:
+            chunks = stream.read_lines(source, processor)
+            for number in range(3):
+                target.write(b"%d\n" % number)
+                assert next(chunks) == [{"ids": [number]}]
+            target.write(b"7 8")
+            target.close()
+            assert next(chunks) == [{"ids": [7, 8]}]
+            assert next(chunks, None) is None
+
+    def test_a_broken_source_is_an_error_after_what_was_read(self, processor):
+        def broken():
+            yield b"1\n"
+            raise OSError(5, "Input/output error")
+
+        lines = stream.read_lines(broken(), processor)
+        rows = []
+        with pytest.raises(DataError, match="cannot be read any further: .*Input/output error"):
+            for chunk in lines:
+                rows += chunk
+        assert rows == [{"ids": [1]}]
+
+
+class TestPredictLines:
+    def predict(self, predictor, processor, content, write):
+        target = io.StringIO()
+        errors = stream.predict_lines(
+            predictor, io.BytesIO(content), target, processor=processor, write=write
+        )
+        return target.getvalue(), errors
+
+    def test_text(self, predictor, processor):
+        content = b"1 2 3\nword\n\xff\n5 13\n4"
+        out, errors = self.predict(predictor, processor, content, stream.format_text(processor))
+        assert errors == 3
+        assert out.split("\n") == [
+            "1 6 3",
+            "#error\texpected numbers, found word",  # on one line, in two cells
+            "#error\tline 3 is not UTF-8 (invalid start byte at byte 0)",
+            "#error\t13 is unlucky",
+            "4 4 1",
+            "",
+        ]
+
+    def test_json_lines(self, predictor, processor):
+        out, errors = self.predict(predictor, processor, "1\n\u2028".encode(), stream.format_jsonl)
+        assert errors == 1
+        assert out == '{"logits": [1.0, 1.0, 1.0]}\n{"error": "expected numbers,\\tfound\\n\u2028"}\n'
+
+    def test_is_flushed_before_more_is_read(self, predictor, processor):
+        """Somebody who waits for an answer before he asks again gets it."""
+        ours, theirs = os.pipe()
+        answered, answer = os.pipe()
+        with (
+            open(ours, "rb") as source,
+            open(answer, "w", encoding="utf-8") as target,
+            open(theirs, "wb", buffering=0) as questions,
+            open(answered, encoding="utf-8") as answers,
+        ):
+            thread = threading.Thread(
+                target=stream.predict_lines,
+                args=(predictor, source, target),
+                kwargs={"processor": processor, "write": stream.format_text(processor)},
+            )
+            thread.start()
+            for number in range(3):
+                questions.write(b"%d\n" % number)
+                assert answers.readline() == f"{number} {number} 1\n"
+            questions.close()
+            thread.join(60)
+            assert not thread.is_alive()
