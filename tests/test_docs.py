@@ -21,7 +21,8 @@ def undocumented(path: Path) -> list[str]:
                 missing.append(f"{path}:{node.lineno} {node.name}")
             own = isinstance(node, ast.ClassDef) and not node.bases
             for inner in node.body if own else []:
-                if isinstance(inner, DEFINITIONS) and not inner.name.startswith("_") and not ast.get_docstring(inner):
+                public = isinstance(inner, DEFINITIONS) and not inner.name.startswith("_")
+                if public and not ast.get_docstring(inner):
                     missing.append(f"{path}:{inner.lineno} {node.name}.{inner.name}")
     return missing
 

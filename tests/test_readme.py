@@ -58,8 +58,10 @@ def test_blocks_run(tmp_path: Path, root: Path) -> None:
     blocks = BLOCK.findall((root / "README.md").read_text("utf-8"))
     assert len(blocks) >= 6
     for language, code in blocks:
-        command = {"bash": ["bash", "-euo", "pipefail", "-c", code], "python": [sys.executable, "-c", code]}[language]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+        command = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}[language]
+        done = subprocess.run(
+            [*command, code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
+        )
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
     rows = (tmp_path / "output.tsv").read_text("utf-8").splitlines()
     assert [len(row.split("\t")) for row in rows] == [2, 2]

@@ -46,7 +46,8 @@ def test_main_job_from_the_wheel(tmp_path: Path, root: Path) -> None:
     site = next((tmp_path / "env/lib").glob("python3*/site-packages"))
     run(*pip, "install", "--no-deps", "--no-index", "--target", site, wheel, cwd=tmp_path)
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    where = run(python, "-c", "import propeller, ernie; print(propeller.__file__, ernie.__file__)", cwd=tmp_path)
+    program = "import propeller, ernie; print(propeller.__file__, ernie.__file__)"
+    where = run(python, "-c", program, cwd=tmp_path)
     assert all(path.startswith(str(site)) for path in where.split())
     assert (site / "propeller/py.typed").exists() and (site / "ernie/py.typed").exists()
 

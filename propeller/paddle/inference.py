@@ -158,7 +158,10 @@ def _fitting(spec: ArraySpec, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         raise DataError(f"Input {spec.name!r} must have the axes {spec.axes}, got the shape {array.shape}.")
     if not np.can_cast(array.dtype, spec.dtype, casting="same_kind"):
         raise DataError(f"Input {spec.name!r} must be {spec.dtype}, got {array.dtype}.")
-    return np.ascontiguousarray(array, dtype=spec.dtype)
+    fitting = np.ascontiguousarray(array, dtype=spec.dtype)
+    if array.dtype.kind in "iu" and (fitting != array).any():
+        raise DataError(f"Input {spec.name!r} holds a value beyond {spec.dtype}.")
+    return fitting
 
 
 def _check_sizes(specs: Sequence[ArraySpec], arrays: Mapping[str, np.ndarray]) -> int:

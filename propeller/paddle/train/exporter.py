@@ -240,7 +240,8 @@ def export_bundle(
         metrics=metrics,
         metadata={"versions": {"ernie-propeller": __version__, "paddle": paddle.__version__}},
     )
-    Predictor(folder, device=paddle.get_device())  # compares itself with the probe
+    device = paddle.get_device()  # a predictor runs on cpu and gpu, whatever the training ran on
+    Predictor(folder, device=device if device.startswith("gpu") else "cpu")  # compares itself with the probe
 
 
 def _save_graph(folder: Path, model: Model, outputs: list[str]) -> list[tuple[int, ...]]:

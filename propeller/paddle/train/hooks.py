@@ -34,8 +34,8 @@ class StepResult:
 class Hook:
     """Base of all hooks: every method does nothing.
 
-    A `str` returned by `step_end` or `eval_end` asks the loop to stop, for that reason. `train_end`
-    runs in any case, also after a crash.
+    A `str` returned by `train_begin`, `step_end` or `eval_end` asks the loop to stop, for that reason.
+    `train_end` runs in any case, also after a crash.
 
     Attributes:
         name: unique in a run; the key of the hook's state in a checkpoint.
@@ -43,7 +43,7 @@ class Hook:
 
     name: str = ""
 
-    def train_begin(self, run_config: RunConfig, state: RunState, last_step: int | None) -> None:
+    def train_begin(self, run_config: RunConfig, state: RunState, last_step: int | None) -> str | None:
         """The run is set up, or resumed at `state`; `last_step` ends this session, where that is known."""
 
     def step_begin(self, state: RunState) -> None:
@@ -133,8 +133,14 @@ class EarlyStopping(Hook):
         first = self.best is None and not math.isnan(value)
         if first or (self.best is not None and sign * (value - self.best) > self.min_delta):
             self.best, self.bad_evaluations = value, 0
-            return None
-        self.bad_evaluations += 1
+        else:
+            self.bad_evaluations += 1
+        return self._out_of_patience()
+
+    def train_begin(self, run_config: RunConfig, state: RunState, last_step: int | None) -> str | None:
+        return self._out_of_patience()
+
+    def _out_of_patience(self) -> str | None:
         if self.bad_evaluations < self.patience:
             return None
         best = math.nan if self.best is None else self.best

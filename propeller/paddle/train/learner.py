@@ -14,15 +14,17 @@ import safetensors
 import safetensors.paddle
 
 from propeller import atomic
+from propeller.bundle import Bundle, read_bundle
 from propeller.data import Dataset
-from propeller.errors import CheckpointError, ConfigError
+from propeller.errors import CheckpointError, ConfigError, ExportError
 from propeller.paddle.runtime import paddle, set_device
 from propeller.paddle.train import loop
 from propeller.paddle.train.checkpoint import Checkpointer, set_weights
-from propeller.paddle.train.exporter import Exporter
+from propeller.paddle.train.exporter import Exporter, export_bundle
 from propeller.paddle.train.hooks import Hook
 from propeller.paddle.train.model import Batch, Model, ModelFactory, build_model, to_numpy
 from propeller.paddle.train.reporting import CurvesHook, LoggingHook, ProgressHook, SummaryHook
+from propeller.processor import Processor
 from propeller.types import HParams, RunConfig, RunMode, RunState, WarmStartSetting
 from propeller.version import __version__
 
@@ -136,6 +138,35 @@ class Learner:
                     yield {name: array[row] for name, array in outputs.items()}
         finally:
             model.mode = before
+
+    def export(
+        self,
+        folder: str | Path,
+        dataset: Dataset,
+        *,
+        ckpt: int | None = None,
+        processor: Processor | None = None,
+    ) -> Bundle:
+        """Writes the model as a bundle, and checks it against the live one.
+
+        Args:
+            folder: where to write; must not be there yet.
+            dataset: batches; the first one is compared.
+            ckpt: as in `predict`.
+            processor: what turns text into the model's inputs and its outputs into answers.
+
+        Raises:
+            ExportError: the folder is there, the model declares no inputs or cannot be traced, or the
+                bundle's outputs are not the model's.
+        """
+        self._restore(ckpt)
+        columns = next(iter(dataset))
+        try:
+            with atomic.new_folder(Path(folder)) as target:
+                export_bundle(target, self.model, columns, processor=processor, metrics={})
+        except OSError as error:
+            raise ExportError(f"Could not export to {folder}: {error}.") from error
+        return read_bundle(folder)
 
     def _restore(self, ckpt: int | None) -> None:
         if ckpt is None:

@@ -111,10 +111,12 @@ def train(job: Job) -> RunState:
         exporter.begin(state)
     try:
         for hook in job.hooks:
-            hook.train_begin(config, state, last)
+            reason = hook.train_begin(config, state, last) or reason
             begun.append(hook)
         if last is not None and state.step >= last:
-            log.info("nothing to do: step %d of %d is already reached", state.step, last)
+            reason = f"step {last} is already reached"
+        if reason is not None:
+            log.info("nothing to do: %s", reason)
             return state
         model.mode = RunMode.TRAIN
         batches = _last_marked(job.train_dataset.iterate(position, seed=config.seed), state)

@@ -92,6 +92,7 @@ def build_model(
     model = factory(hparams, mode, run_config)
     if not isinstance(model, Model):
         raise ConfigError(f"{factory!r} returned {type(model).__name__}, expected a propeller Model.")
+    model.mode = mode  # once more, for the layers that were made after the base class
     return model
 
 

@@ -327,3 +327,15 @@ def test_export_of_a_run_survives_its_restart(toy, run_config, train_data, dev_d
     worse = [propeller.BestExporter(tmp_path / "best", metric="loss")]
     propeller.train_and_eval(toy, {"loss_scale": 100.0}, run_config(), train_data, dev_data, exporters=worse)
     assert (tmp_path / "best/weights/best.json").read_bytes() == best
+
+
+def test_a_learner_exports_a_checkpoint(toy, train_data, dev_data, run_config, tmp_path):
+    learner = propeller.Learner(toy, run_config(max_steps=20))
+    learner.train(train_data)
+    bundle = learner.export(tmp_path / "bundle", dev_data, ckpt=20)
+    batch = next(iter(dev_data))
+    outputs = propeller.Predictor(bundle).predict({"input_ids": batch["input_ids"]})
+    live = [row["logits"] for row in learner.predict(dev_data)][: len(batch["label"])]
+    np.testing.assert_allclose(outputs["logits"], live, atol=1e-4)
+    with pytest.raises(ExportError, match="already there"):
+        learner.export(tmp_path / "bundle", dev_data)

@@ -192,6 +192,12 @@ def test_early_stopping_ends_a_run(toy, run_config, train_data, dev_data, record
         train_hooks=[EarlyStopping("acc", patience=3), hook],
     )  # fmt: skip
     assert hook.steps_of("step_end")[-1] == 8
+    again = recorder()
+    propeller.train_and_eval(
+        toy, {"learning_rate": 1e-9}, run_config(eval_steps=2), train_data, dev_data,
+        train_hooks=[EarlyStopping("acc", patience=3), again],
+    )  # fmt: skip
+    assert again.steps_of("step_end") == []  # it had been stopped, and stays so
     with pytest.raises(ConfigError, match="No metric 'ac' in the evaluation of 'eval'"):
         propeller.train_and_eval(
             toy,

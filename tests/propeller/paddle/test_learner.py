@@ -11,7 +11,7 @@ import pytest
 
 import propeller.paddle as propeller
 from propeller.data import Dataset
-from propeller.errors import ConfigError, DataError, NonFiniteLossError, PropellerError
+from propeller.errors import ConfigError, DataError, ExportError, NonFiniteLossError, PropellerError
 from propeller.paddle.runtime import paddle
 from propeller.types import RunMode
 
@@ -70,6 +70,32 @@ def test_the_order_of_one_run(toy, run_config, train_data, dev_data, recorder):
     ids = [row["input_ids"] for row, _ in zip(train_data, range(5), strict=False)]
     assert state.tokens == sum(np.count_nonzero(batch) for batch in ids)
     assert state.tokens < sum(batch.size for batch in ids), "padding must not count"
+
+
+def test_the_export_comes_before_the_checkpoint_which_its_failure_does_not_prevent(
+    toy, run_config, train_data, dev_data, recorder
+):
+    """Killed between the two, the step is evaluated once more; the other order would lose its best."""
+    hook = recorder()
+
+    class Failing(Notes):
+        def export(self, model, state, results, columns):
+            hook.events.append(("export", state.step))
+            if state.step == 4:
+                raise ExportError("no room")
+
+    config = run_config(eval_steps=2, save_steps=2)
+    with pytest.raises(ExportError, match="no room"):
+        propeller.Learner(toy, config).train(
+            train_data, eval_datasets={"dev": dev_data}, hooks=[hook], exporters=[Failing()]
+        )
+    shown = [event[:2] for event in hook.events if not event[0].startswith("step")]
+    assert shown == [
+        ("train_begin", 0),
+        *[("eval_end", 2), ("export", 2), ("checkpoint_saved", 2)],
+        *[("eval_end", 4), ("export", 4), ("checkpoint_saved", 4)],
+        ("train_end", 4),
+    ]
 
 
 def test_without_evaluation_sets_nothing_is_evaluated(toy, run_config, train_data, recorder):
