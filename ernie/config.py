@@ -19,20 +19,6 @@ BERT_LAYER_NORM_EPS = 1e-12
 
 # What marks a mapping without `layer_norm_eps` as ERNIE's rather than BERT's.
 _ERNIE_KEYS = frozenset({"sent_type_vocab_size", "task_type_vocab_size", "use_task_id", "task_id"})
-# Keys of BERT's and Transformers' own files that say nothing about this encoder although they look
-# like keys that do, so they are no misspellings.
-_FOREIGN_KEYS = frozenset(
-    {
-        "pooler_fc_size",
-        "pooler_num_attention_heads",
-        "pooler_num_fc_layers",
-        "pooler_size_per_head",
-        "pooler_type",
-        "bos_token_id",
-        "eos_token_id",
-        "sep_token_id",
-    }
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +159,7 @@ CONFIG_KEYS = frozenset({field.name for field in dataclasses.fields(ErnieConfig)
 
 def _check_keys(mapping: Mapping[str, Any], ignore_others: bool) -> None:
     for key in mapping:
-        if key in CONFIG_KEYS or key in _FOREIGN_KEYS:
+        if key in CONFIG_KEYS:
             continue
         near = did_you_mean(str(key), CONFIG_KEYS, NEAR_MISS)
         if near:

@@ -11,17 +11,18 @@ Shapes: B batch, S sequence length, H hidden size, N attention heads, D = H / N.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, NamedTuple
 
 from ernie.config import ErnieConfig
 from ernie.layers import Dropout, Linear, truncated_normal
-from ernie.pretrained import LoadReport, load_pretrained_state, match_weights, save_pretrained_state
+from ernie.pretrained import load_pretrained_state, match_weights, save_pretrained_state
 from propeller.errors import ConfigError
 from propeller.paddle.runtime import paddle
+
+if TYPE_CHECKING:
+    from ernie.tokenizing import Tokenizer
 
 F = paddle.nn.functional
 
@@ -246,29 +247,39 @@ class ErnieModel(paddle.nn.Layer):
     def from_pretrained(cls, folder: str | Path, *, new: Iterable[str] = ()) -> ErnieModel:
         """Makes the model that a folder describes, with its weights, in evaluation mode.
 
+        Which tensors of the folder the model has no place for is logged.
+
         Args:
             folder: see `load_pretrained_state`.
-            new: see `load_encoder_weights`.
+            new: patterns (`fnmatch`) of parameters that keep their new weights where the folder has none,
+                or has them in another shape; for instance `"pooler.*"`.
 
         Raises:
-            CheckpointError: see `load_encoder_weights`.
-            ConfigError: the folder's configuration cannot be used.
+            CheckpointError: a tensor is missing or has another shape and is not named as new, or the
+                folder or a file in it cannot be read.
+            ConfigError: a pattern of `new` names no parameter, or the folder's configuration cannot be
+                used.
         """
         config, state = load_pretrained_state(folder)
         model = cls(config)
-        _load(model, state, new)
+        parameters = model.state_dict()
+        shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+        for name in match_weights(shapes, state, new=new):
+            parameters[name].set_value(state[name])
         model.eval()
         return model
 
-    def save_pretrained(self, folder: str | Path, *, vocab_file: str | Path | None = None) -> None:
-        """Writes the project's own layout: `ernie_config.json`, `model.safetensors`, `vocab.txt`.
+    def save_pretrained(self, folder: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
+        """Writes the project's own layout, which `from_pretrained` and `load_tokenizer` read.
 
         Args:
             folder: made if it is not there.
-            vocab_file: copied to `vocab.txt`; None leaves it out.
+            tokenizer: the model's, saved with its settings; None leaves it out.
         """
+        if tokenizer is not None:
+            tokenizer.save(folder)
         state = {name: tensor.numpy() for name, tensor in self.state_dict().items()}
-        save_pretrained_state(folder, self.config, state, vocab_file=vocab_file)
+        save_pretrained_state(folder, self.config, state)
 
 
 class ClassificationHead(paddle.nn.Layer):
@@ -289,35 +300,6 @@ class ClassificationHead(paddle.nn.Layer):
     def forward(self, pooled: paddle.Tensor) -> paddle.Tensor:
         """`[B, H]` -> logits `[B, num_labels]`."""
         return self.classifier(self.dropout(pooled))
-
-
-def load_encoder_weights(model: ErnieModel, folder: str | Path, *, new: Iterable[str] = ()) -> LoadReport:
-    """Loads the weights of a pretrained folder into an encoder, strictly.
-
-    Args:
-        model: the encoder; its own configuration stays.
-        folder: see `load_pretrained_state`.
-        new: patterns (`fnmatch`) of parameters that keep their new weights where the folder has none,
-            or has them in another shape; for instance `"pooler.*"`.
-
-    Returns:
-        What was loaded, what is new, and which tensors of the folder were left over.
-
-    Raises:
-        CheckpointError: a tensor is missing or has another shape and is not named as new, or the folder
-            or a file in it cannot be read.
-        ConfigError: a pattern of `new` names no parameter, or the folder's configuration cannot be used.
-    """
-    _, state = load_pretrained_state(folder)
-    return _load(model, state, new)
-
-
-def _load(model: ErnieModel, state: Mapping[str, np.ndarray], new: Iterable[str]) -> LoadReport:
-    parameters = model.state_dict()
-    report = match_weights({name: tuple(p.shape) for name, p in parameters.items()}, state, new=new)
-    for name in report.loaded:
-        parameters[name].set_value(state[name])
-    return report
 
 
 def _table(config: ErnieConfig, rows: int) -> paddle.nn.Embedding:

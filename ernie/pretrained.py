@@ -1,55 +1,31 @@
 """Pretrained folders: what is in them, in plain arrays. No model is made here, so no Paddle is needed.
 
-The project's own layout is `ernie_config.json`, `model.safetensors` and, if there is one, `vocab.txt`.
+The project's own layout is `ernie_config.json`, `model.safetensors` and the files of the tokenizer.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
-import os
-import shutil
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import safetensors
 from safetensors.numpy import save_file
 
 from ernie.config import ErnieConfig
 from ernie.convert.huggingface import from_huggingface, is_huggingface
-from ernie.convert.torch_pickle import read_torch_file, widen_bfloat16
-from propeller.atomic import to_json, write_text
+from ernie.convert.torch_pickle import read_torch_file
+from propeller.atomic import new_file, to_json, write_text
 from propeller.errors import CheckpointError, ConfigError, did_you_mean
+from propeller.tensors import read_safetensors
+
+log = logging.getLogger("ernie")
 
 CONFIG_FILE = "ernie_config.json"
 WEIGHTS_FILE = "model.safetensors"
-VOCAB_FILE = "vocab.txt"
 _CONFIG_FILES = (CONFIG_FILE, "config.json", "bert_config.json")
 _OWN_ANCHOR = "embeddings.word.weight"
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadReport:
-    """Which parameters of a model a file gave.
-
-    Attributes:
-        loaded: parameters that have the file's values now.
-        missing: parameters that keep their new values, as was allowed.
-        unexpected: tensors of the file that the model has no place for.
-    """
-
-    loaded: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.loaded)} parameters loaded"]
-        if self.missing:
-            lines.append(f"{len(self.missing)} new: {', '.join(self.missing)}")
-        if self.unexpected:
-            lines.append(f"{len(self.unexpected)} tensors left over: {', '.join(self.unexpected)}")
-        return "; ".join(lines)
 
 
 def load_pretrained_config(folder: str | Path) -> ErnieConfig:
@@ -96,34 +72,25 @@ def load_pretrained_state(folder: str | Path) -> tuple[ErnieConfig, dict[str, np
     )
 
 
-def save_pretrained_state(
-    folder: str | Path,
-    config: ErnieConfig,
-    state: Mapping[str, np.ndarray],
-    *,
-    vocab_file: str | Path | None = None,
-) -> None:
-    """Writes the project's own layout; each file replaces an older one at once.
+def save_pretrained_state(folder: str | Path, config: ErnieConfig, state: Mapping[str, np.ndarray]) -> None:
+    """Writes configuration and weights in the project's own layout; each file replaces an older one at once.
 
     Args:
         folder: made if it is not there.
         config: the encoder's.
         state: its parameters, named as in `ErnieModel`.
-        vocab_file: copied to `vocab.txt`; None leaves it out.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(array) for name, array in state.items()}
-    _replace(folder / WEIGHTS_FILE, lambda temporary: save_file(arrays, temporary))
-    if vocab_file is not None:
-        _replace(folder / VOCAB_FILE, lambda temporary: shutil.copyfile(vocab_file, temporary))
+    with new_file(folder / WEIGHTS_FILE) as temporary:
+        save_file(arrays, temporary)
     write_text(folder / CONFIG_FILE, to_json(config.to_dict(), indent=2) + "\n")
 
 
 def match_weights(
     shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, np.ndarray], *, new: Iterable[str] = ()
-) -> LoadReport:
-    """Compares what a model needs with what a file has.
+) -> list[str]:
+    """Compares what a model needs with what a file has, and logs what is not the same.
 
     Args:
         shapes: the model's parameters.
@@ -131,68 +98,40 @@ def match_weights(
         new: patterns (`fnmatch`) of parameters that may be missing or of another shape in the file.
 
     Returns:
-        What to load, what stays new, and what is left over.
+        The parameters to be loaded.
 
     Raises:
         CheckpointError: a parameter that is not named as new is missing or has another shape.
         ConfigError: a pattern of `new` names no parameter of the model.
     """
-    new = tuple(new)
-    for pattern in new:
+    patterns = tuple(new)
+    for pattern in patterns:
         if not fnmatch.filter(shapes, pattern):
             raise ConfigError(
                 f"No parameter of the model matches {pattern!r}, which was named as new."
                 f"{did_you_mean(pattern, shapes)}"
             )
-    fitting = [
-        name
-        for name, shape in shapes.items()
-        if name in state and state[name].shape == tuple(shape) and state[name].dtype.kind == "f"
-    ]
-    unfit = [name for name in shapes if name not in fitting]
-    refused = [name for name in unfit if not any(fnmatch.fnmatchcase(name, pattern) for pattern in new)]
-    absent = [name for name in refused if name not in state]
-    differing = [
-        f"{name} {state[name].dtype} {list(state[name].shape)} in the file, {list(shapes[name])} in the model"
-        for name in refused
-        if name in state
-    ]
-    unexpected = sorted(name for name in state if name not in shapes)
-    if refused:
-        problems = []
-        if absent:
-            problems.append(f"missing: {_some(absent)}")
-        if differing:
-            problems.append(f"of another shape: {_some(differing)}")
-        if unexpected:
-            problems.append(f"left over in the file: {_some(unexpected)}")
+    fitting, unfit, problems = [], [], []
+    for name, shape in shapes.items():
+        found = state.get(name)
+        if found is not None and found.shape == tuple(shape) and found.dtype.kind == "f":
+            fitting.append(name)
+        elif any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            unfit.append(name)
+        elif found is None:
+            problems.append(f"{name} is missing")
+        else:
+            problems.append(
+                f"{name} is {found.dtype} {list(found.shape)} in the file, {list(shape)} in the model"
+            )
+    left = _some(sorted(state.keys() - shapes.keys())) or "none"
+    if problems:
         raise CheckpointError(
-            f"The weights do not fit the model. {'; '.join(problems)}. "
+            f"The weights do not fit the model: {_some(problems)}. Left over in the file: {left}. "
             "Use the configuration that belongs to the weights, or name these parameters as new."
         )
-    return LoadReport(tuple(fitting), tuple(unfit), tuple(unexpected))
-
-
-def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads all tensors of a file; bfloat16, which numpy does not know, as float32.
-
-    Raises:
-        CheckpointError: the file cannot be read, or holds a type that numpy does not have.
-    """
-    path = Path(path)
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            names = list(file.keys())
-            bfloat16 = {name for name in names if file.get_slice(name).get_dtype() == "BF16"}
-            tensors = {name: file.get_tensor(name) for name in names if name not in bfloat16}
-        if bfloat16:
-            views = dict(safetensors.deserialize(path.read_bytes()))
-            for name in bfloat16:
-                bits = np.frombuffer(views[name]["data"], "<u2")
-                tensors[name] = widen_bfloat16(bits).reshape(views[name]["shape"])
-    except (OSError, TypeError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read as a safetensors file: {error}") from error
-    return tensors
+    log.info("%d parameters loaded; new: %s; left over: %s", len(fitting), _some(unfit) or "none", left)
+    return fitting
 
 
 _READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
@@ -236,19 +175,6 @@ def _find_config(folder: Path) -> Path:
 
 def _as_float32(tensor: np.ndarray) -> np.ndarray:
     return tensor.astype(np.float32, copy=False) if tensor.dtype.kind == "f" else tensor
-
-
-def _replace(target: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside `target` and renames, so that no reader meets half a file."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        write(temporary)
-        temporary.chmod(mode)  # safetensors makes files that only their owner can read
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _some(names: Sequence[str], limit: int = 10) -> str:

@@ -22,6 +22,7 @@ import sentencepiece
 from ernie.convert.unpickle import PLAIN_TYPES, safe_load
 from ernie.encoding import Pieces, Tokenizer
 from ernie.vocabulary import SpecialTokens, read_vocab, write_vocab
+from propeller.atomic import new_file, to_json, write_text
 from propeller.errors import ConfigError, DataError
 
 MODEL_NAME = "sentencepiece.model"
@@ -104,20 +105,18 @@ class SentencePieceTokenizer(Tokenizer):
 
     def save(self, folder: str | Path) -> None:
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / MODEL_NAME).write_bytes(self._model.serialized_model_proto())
+        with new_file(folder / MODEL_NAME) as temporary:
+            temporary.write_bytes(self._model.serialized_model_proto())
         if not self._own_ids:
             write_vocab(folder / "vocab.txt", self._vocab)
         if self._words is not None:
-            words = json.dumps(sorted(self._words), ensure_ascii=False)
-            (folder / WORDS_NAME).write_text(words + "\n", encoding="utf-8")
+            write_text(folder / WORDS_NAME, to_json(sorted(self._words)) + "\n")
         config = {
             "tokenizer_class": "SentencePieceTokenizer",
             "do_lower_case": self.do_lower_case,
             **self._special.to_config(),
         }
-        text = json.dumps(config, ensure_ascii=False, indent=2)
-        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+        write_text(folder / "tokenizer_config.json", to_json(config, indent=2) + "\n")
 
     def _settings(self) -> dict[str, Any]:
         settings = {"do_lower_case": self.do_lower_case, "own_ids": self._own_ids}

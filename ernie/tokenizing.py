@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ __all__ = [
     "SpecialTokens",
     "Tokenizer",
     "WordPieceTokenizer",
+    "library_versions",
     "load_tokenizer",
     "read_vocab",
 ]
@@ -39,6 +42,18 @@ def __getattr__(name: str) -> Any:
 
         return SentencePieceTokenizer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that tokenizers are made with, by name, of those that are installed.
+
+    With `Tokenizer.fingerprint`, which holds none, they tell whether ids that were stored are still true.
+    """
+    versions = {}
+    for name in ("tokenizers", "sentencepiece"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def load_tokenizer(

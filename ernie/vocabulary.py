@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from propeller.atomic import write_text
 from propeller.errors import ConfigError, DataError
 
 log = logging.getLogger("ernie")
@@ -178,4 +179,4 @@ def write_vocab(path: Path, vocab: Mapping[str, int]) -> None:
         lines = [token for token, _ in ordered]
     else:
         lines = [f"{token}\t{index}" for token, index in ordered]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+    write_text(path, "".join(f"{line}\n" for line in lines))

@@ -9,7 +9,6 @@ Chinese text the library alone is 4 to 6 times as fast as pure Python, this is a
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from array import array
@@ -25,6 +24,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from ernie.encoding import Pieces, Tokenizer, spans
 from ernie.vocabulary import SpecialTokens, read_vocab, write_vocab
+from propeller.atomic import to_json, write_text
 from propeller.errors import ConfigError
 
 # What the table holds for a character that is no token by itself (else the id of its token).
@@ -109,7 +109,6 @@ class WordPieceTokenizer(Tokenizer):
 
     def save(self, folder: str | Path) -> None:
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         own = {token: index for token, index in self._vocab.items() if token not in self._beyond}
         write_vocab(folder / "vocab.txt", own)
         config = {
@@ -123,8 +122,7 @@ class WordPieceTokenizer(Tokenizer):
                 for token, index in self._added.items()
             },
         }
-        text = json.dumps(config, ensure_ascii=False, indent=2)
-        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+        write_text(folder / "tokenizer_config.json", to_json(config, indent=2) + "\n")
 
     def _settings(self) -> dict[str, Any]:
         strip = self.do_lower_case if self.strip_accents is None else self.strip_accents

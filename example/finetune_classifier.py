@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,23 +21,20 @@ from ernie.tasks import finetuning
 from ernie.tasks.classification import (
     ClassificationProcessor,
     file_columns,
+    find_labels,
     label_column,
-    number_labels,
     raw_label_column,
 )
 from ernie.tasks.finetuning import DataFiles
 from ernie.tasks.report import data_report
+from ernie.tasks.training import Training
 from propeller import cli
 from propeller.config import parse_hparam, parse_runconfig
 from propeller.data import FeatureColumns
 from propeller.data.cache import source_files
-from propeller.errors import ConfigError
 from propeller.types import HParams, RunConfig
 
 log = logging.getLogger("ernie")
-
-TRAINING_KEYS = ("learning_rate", "warmup_proportion", "lr_schedule", "weight_decay", "max_grad_norm")
-
 
 def main() -> int:
     """Parses the flags and trains, or predicts."""
@@ -53,7 +49,7 @@ def main() -> int:
 
 def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> None:
     """Fine-tunes, evaluates dev and test, and exports the best model by the first metric on dev."""
-    finetuning.check_hparams(hparams, TRAINING_KEYS)
+    finetuning.check_hparams(hparams, Training.keys())
     files = DataFiles.of(args)
     config, tokenizer = finetuning.resolve_model(args, hparams)
     names = args.columns.split(",") if args.columns else None
@@ -61,7 +57,7 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
     log.info("columns of %s: %s", files.train, ", ".join(next(rows(raw, files.train))))
     processor = ClassificationProcessor(
         tokenizer,
-        find_labels(files, raw, hparams),
+        find_labels(files.train, raw, hparams.get("num_label")),
         max_seqlen=args.max_seqlen,
         pair="text_b" in next(rows(raw, files.train)),
     )
@@ -116,43 +112,6 @@ def rows(columns: FeatureColumns, path: Path) -> Iterator[dict[str, Any]]:
 def texts_of(row: dict[str, Any]) -> tuple[str, ...]:
     """What makes two examples the same."""
     return tuple(row[name] for name in ("text_a", "text_b") if name in row)
-
-
-def find_labels(files: DataFiles, columns: FeatureColumns, hparams: HParams) -> list[str] | None:
-    """Label texts by id: as `label_map.json` beside the data says, else sorted as found in train.
-
-    Returns:
-        None for a regression (`num_label` is 1).
-
-    Raises:
-        ConfigError: `label_map.json` is none, or `num_label` is not the number of labels.
-    """
-    wanted = hparams.get("num_label")
-    if wanted == 1:
-        return None
-    label_map = files.train.parent / "label_map.json"
-    if label_map.exists():
-        labels = read_label_map(label_map)
-    else:
-        labels = number_labels(row["label"].strip() for row in rows(columns, files.train))
-    if wanted is not None and wanted != len(labels):
-        shown = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
-        raise ConfigError(f"num_label is {wanted!r}, but there are {len(labels)} labels: {shown}.")
-    return labels
-
-
-def read_label_map(path: Path) -> list[str]:
-    """Reads a JSON object of label to id; returns the labels by id."""
-    try:
-        ids = json.loads(path.read_text("utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
-    numbers = list(ids.values()) if isinstance(ids, dict) else []
-    if set(map(type, numbers)) != {int} or sorted(numbers) != list(range(len(numbers))):
-        raise ConfigError(
-            f"{path} must be an object that numbers the labels from 0 without gaps, got {ids!r:.200}."
-        )
-    return sorted(ids, key=ids.__getitem__)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import IO, Any
 
-from propeller.errors import PropellerError
+from propeller.errors import ConfigError, PropellerError
 
 try:
     import fcntl
@@ -63,20 +63,35 @@ def _umask() -> int:
     return mask
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces the file `path` by `text` in one rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+@contextlib.contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """Makes or replaces the file `target` at once; its folder is made if it is not there.
+
+    Yields:
+        A temporary file beside `target` to write into. When the block ends without an error it is
+        synced and renamed; otherwise it is removed.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's files, and safetensors', are their owner's alone
+        with open(temporary, "rb+") as file:  # Windows syncs only what may be written
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        temporary.replace(target)
+        if os.name != "nt":  # where a folder cannot be opened
+            _sync(target.parent)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces the file `path` by `text` (UTF-8, line ends as they are) in one rename."""
+    with new_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def sha256(path: Path) -> str:
@@ -98,18 +113,61 @@ def swap_link(link: Path, target: Path) -> None:
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Standard JSON of `value`; NaN and infinity are spelt out as strings, which `float` reads back."""
-    return json.dumps(_spelt_out(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    """Standard JSON of `value`, which may hold numpy's numbers and arrays, and paths.
+
+    NaN and infinity are spelt out as strings, which `float` reads back.
+
+    Raises:
+        ConfigError: something in it is of a type that JSON has no place for; where it stands is named.
+    """
+    try:
+        return _dumps(value, indent)
+    except (TypeError, ValueError):  # most values are plain, and are written at once
+        return _dumps(_plain(value, ""), indent)
 
 
-def _spelt_out(value: Any) -> Any:
+def _dumps(value: Any, indent: int | None) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any, where: str) -> Any:
+    if hasattr(value, "dtype") and hasattr(value, "tolist"):  # numpy, without importing it
+        value = value.tolist()
+    if isinstance(value, PurePath):
+        return str(value)
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, dict):
-        return {key: _spelt_out(item) for key, item in value.items()}
+    if isinstance(value, Mapping):
+        return {_key(key, where): _plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_spelt_out(item) for item in value]
-    return value
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise ConfigError(
+        f"{where.removeprefix('.') or 'The value'} is {value!r:.80} ({type(value).__name__}), which JSON has "
+        "no place for: expected text, a number, true, false, None, or lists and dictionaries of these."
+    )
+
+
+def _key(key: Any, where: str) -> Any:
+    plain = _plain(key, f"{where}.{key!r}")
+    if isinstance(plain, Mapping | list):
+        raise ConfigError(
+            f"{where.removeprefix('.') or 'The value'} has the key {key!r:.80} ({type(key).__name__}); "
+            "JSON's keys are text: expected that, or a number."
+        )
+    return plain
+
+
+def lock_file(file: IO[Any], *, wait: bool) -> None:
+    """Locks an open file for this process, until it is closed. Where the system has no locks, does nothing.
+
+    Raises:
+        BlockingIOError: another process holds it, and this one was not to wait.
+        OSError: its file system cannot lock.
+    """
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class FolderLock:
@@ -127,7 +185,8 @@ class FolderLock:
         """Takes the lock.
 
         Raises:
-            PropellerError: another process, named by its id, holds it, or the folder cannot be written.
+            PropellerError: another process, named by its id, holds it, or the folder cannot be written
+                or locked.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,9 +194,8 @@ class FolderLock:
         except OSError as error:
             raise PropellerError(f"{self.path.parent} cannot be made or written: {error}.") from error
         try:
-            if fcntl is not None:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            lock_file(self._file, wait=False)
+        except BlockingIOError:
             self._file.seek(0)
             holder = self._file.read().strip() or "unknown"
             self._file.close()
@@ -145,6 +203,12 @@ class FolderLock:
                 f"{self.path.parent} is in use by process {holder}. Wait for it, stop it, "
                 "or choose another model_dir."
             ) from None
+        except OSError as error:
+            self._file.close()
+            raise PropellerError(
+                f"{self.path.parent} cannot be locked: {error}. Choose a model_dir on a file system that "
+                "has locks, such as a local disk."
+            ) from error
         self._file.seek(0)
         self._file.truncate()
         self._file.write(str(os.getpid()))

@@ -4,8 +4,10 @@
     bundle.json                   inputs and outputs, processor and settings, metrics, versions, checksums
     probe.npz                     inputs of a real batch and the live model's outputs for them
     vocab.txt, ...                whatever the processor saved
+    best.json                     beside what is best of a run; no answer depends on it
 
-Written, read and checked here, without Paddle.
+Written, read and checked here, without Paddle. `bundle.json` lists every other file but `best.json`, so that
+nothing that is put beside them later can change an answer.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ FORMAT_VERSION = 1
 DESCRIPTION = "bundle.json"
 MODEL = "model"
 PROBE = "probe.npz"
+_REQUIRED = (f"{MODEL}.json", f"{MODEL}.pdiparams", PROBE)
+_UNLISTED = frozenset({DESCRIPTION, "best.json"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Bundle:
         folder: where it lies, links resolved, so that a swap cannot change it halfway.
         inputs: what the model takes, in order.
         outputs: what it gives, in order.
+        axis_limits: the longest that the inputs' named axes may be, for those that have a limit, such as
+            `seq_len`.
         metrics: evaluation results of the exported weights, by dataset and metric name.
         metadata: everything else in `bundle.json`.
         hash: sha256 of `bundle.json`, which holds all files' checksums: one hash, same answers.
@@ -66,6 +72,7 @@ class Bundle:
     folder: Path
     inputs: tuple[ArraySpec, ...]
     outputs: tuple[ArraySpec, ...]
+    axis_limits: Mapping[str, int]
     metrics: Mapping[str, Mapping[str, Any]]
     metadata: Mapping[str, Any]
     hash: str
@@ -74,12 +81,18 @@ class Bundle:
         """Builds the bundle's processor.
 
         Raises:
-            ExportError: it has none, or nobody here registered it.
+            ExportError: it has none, nobody here registered it, or it cannot be built from its settings.
         """
-        named = self.metadata["processor"]
+        named = self.metadata.get("processor")
         if named is None:
             raise ExportError(f"{self.folder} was exported without a processor: it takes arrays only.")
-        return find_processor(named["name"]).load(self.folder, named["settings"])
+        try:
+            return find_processor(named["name"]).load(self.folder, named["settings"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ExportError(
+                f"The processor of {self.folder} cannot be built from {named!r:.200} ({error!r}). Export the "
+                "model again, with the release of the processor's package that is installed here."
+            ) from error
 
     def probe(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Inputs of a real batch, and the outputs that the live model gave for them."""
@@ -107,20 +120,26 @@ def write_bundle(
     processor: Processor | None,
     metrics: Mapping[str, Mapping[str, Any]],
     metadata: Mapping[str, Any],
+    axis_limits: Mapping[str, int] | None = None,
 ) -> Bundle:
-    """Completes a bundle folder that holds the model and its probe: processor files, then `bundle.json`."""
+    """Completes a bundle folder that holds the model and its probe: processor files, then `bundle.json`.
+
+    Raises:
+        ExportError: the model or its probe is not there, or `axis_limits` names an axis that no input has.
+    """
     named = None
     if processor is not None:
         named = {"name": processor.name, "settings": processor.save(folder)}
-    files = {path.name: manifest.file_entry(path) for path in sorted(folder.iterdir())}
+    listed = [path for path in sorted(folder.iterdir()) if path.name not in _UNLISTED]
     values = {
         "format_version": FORMAT_VERSION,
         "inputs": [dataclasses.asdict(spec) for spec in inputs],
         "outputs": [dataclasses.asdict(spec) for spec in outputs],
+        "axis_limits": axis_limits or {},
         "processor": named,
         "metrics": metrics,
         **metadata,
-        "files": files,
+        "files": {path.name: manifest.file_entry(path) for path in listed},
     }
     (folder / DESCRIPTION).write_text(atomic.to_json(values, indent=2) + "\n", "utf-8")
     return read_bundle(folder)
@@ -134,7 +153,8 @@ def read_bundle(folder: str | Path, *, verify: bool = True) -> Bundle:
         verify: compare every file with its checksum (about a second for 2 GB).
 
     Raises:
-        ExportError: it is no bundle, of a newer format, or damaged; the file is named.
+        ExportError: it is no bundle, of a newer format, damaged, or holds a file that it does not list;
+            the file is named.
     """
     folder = Path(folder).resolve()
     description = folder / DESCRIPTION
@@ -154,17 +174,44 @@ def read_bundle(folder: str | Path, *, verify: bool = True) -> Bundle:
             "Use a matching release of ernie-propeller or export the model again."
         )
     try:
-        problem = manifest.mismatch(folder, values["files"]) if verify else None
+        files = dict(values["files"])
+        problem = manifest.mismatch(folder, files) if verify else None
         read = Bundle(
             folder=folder,
             inputs=tuple(ArraySpec.from_dict(spec) for spec in values["inputs"]),
             outputs=tuple(ArraySpec.from_dict(spec) for spec in values["outputs"]),
+            axis_limits=dict(values.get("axis_limits", {})),
             metrics=values["metrics"],
             metadata=values,
             hash=atomic.sha256(description),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ExportError(f"{description} is not whole: {error!r}. Export the model again.") from error
     if problem:
         raise ExportError(f"Bundle {folder} is damaged: {problem}. Export the model again.")
+    _check_listing(folder, files)
+    _check_limits(read)
     return read
+
+
+def _check_listing(folder: Path, files: Mapping[str, Any]) -> None:
+    """Refuses files that no checksum stands for."""
+    missing = [name for name in _REQUIRED if name not in files]
+    if missing:
+        raise ExportError(f"{folder / DESCRIPTION} lacks {', '.join(missing)}. Export the model again.")
+    strange = sorted({path.name for path in folder.iterdir()} - _UNLISTED - files.keys())
+    if strange:
+        raise ExportError(
+            f"Bundle {folder} holds {', '.join(strange)}, which {DESCRIPTION} does not list. Move what was "
+            "added elsewhere, or export the model again."
+        )
+
+
+def _check_limits(read: Bundle) -> None:
+    axes = {axis for spec in read.inputs for axis in spec.axes if isinstance(axis, str)}
+    for axis, limit in read.axis_limits.items():
+        if axis not in axes or type(limit) is not int or limit < 1:
+            raise ExportError(
+                f"{read.folder} has the axis limit {axis!r}: {limit!r}; expected a named axis of its inputs "
+                f"({', '.join(sorted(axes)) or 'there is none'}) and a whole number of at least 1."
+            )

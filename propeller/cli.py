@@ -17,7 +17,10 @@ class _Handler(logging.Handler):
     """Writes to standard error, above a progress bar where there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except OSError:  # nobody reads the log any more; the work goes on
+            self.handleError(record)
 
 
 def setup_logging(level: int = logging.INFO) -> None:

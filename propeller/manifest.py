@@ -26,8 +26,13 @@ def write(folder: Path, **more: Any) -> None:
 
 
 def mismatch(folder: Path, files: dict[str, Any]) -> str | None:
-    """Says what is wrong with the first file that is missing, cut or altered; None if all are whole."""
+    """Says what is wrong with the first file that is missing, cut or altered; None if all are whole.
+
+    A name that leads out of the folder is not followed.
+    """
     for name, expected in files.items():
+        if name in ("", "..") or name != Path(name).name:
+            return f"{folder} lists {name!r}, which is no plain file name"
         path = folder / name
         if not path.is_file():
             return f"{path} is missing"
@@ -46,14 +51,17 @@ def verify(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
-        version, files = manifest["format_version"], manifest["files"]
+        version, files = manifest["format_version"], dict(manifest["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / MANIFEST} cannot be read ({error!r}).") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{folder} has checkpoint format {version!r}, this release reads {FORMAT_VERSION}."
         )
-    problem = mismatch(folder, files)
+    try:
+        problem = mismatch(folder, files)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} is not whole ({error!r}).") from error
     if problem:
         raise CheckpointError(f"{problem}.")
     return manifest

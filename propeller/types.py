@@ -186,12 +186,14 @@ class RunState:
         epoch: the pass over the data that the last batch belonged to, from 0.
         examples: examples seen in training.
         tokens: tokens seen in training, padding left out.
+        evaluation_due: the evaluation or the export of this step did not come to its end.
     """
 
     step: int = 0
     epoch: int = 0
     examples: int = 0
     tokens: int = 0
+    evaluation_due: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

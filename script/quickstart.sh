@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # The main job in a few minutes on a CPU: train a classifier, export the best model, predict from stdin.
-# Everything it makes goes to quickstart_output/ (or $QUICKSTART_DIR) and .venv/.
+# Everything it makes goes to quickstart_output/ (or $QUICKSTART_DIR) and .venv/ (or $VENV).
 set -euo pipefail
-out=$(realpath -m "${QUICKSTART_DIR:-$(dirname "$0")/../quickstart_output}")
+out=${QUICKSTART_DIR:-$(dirname "$0")/../quickstart_output}
+mkdir -p -- "$out"
+out=$(CDPATH= cd -- "$out" && pwd -P)
 cd "$(dirname "$0")/.."
 source script/environment.sh
 use_environment cpu
-python=.venv/bin/python
+python=$VENV/bin/python
 started=$SECONDS
 
 echo "== writing synthetic reviews to $out/data"
@@ -18,8 +20,8 @@ echo "== fine-tuning a small ERNIE from random weights"
     --vocab_file "$out/data/vocab.txt" \
     --cache_dir "$out/cache" \
     --max_seqlen 64 \
+    --run_config "$("$python" -c 'import json, sys; print(json.dumps({"model_dir": sys.argv[1]}))' "$out/model")" \
     --run_config '{
-        "model_dir": "'"$out"'/model",
         "max_steps": 750,
         "eval_steps": 125,
         "save_steps": 125,
@@ -37,7 +39,7 @@ echo "== classifying the test texts from standard input"
 tail -n +2 "$out/data/test.tsv" | cut -f2 > "$out/input.txt"
 "$python" example/finetune_classifier.py --do_predict --format jsonl \
     --bundle "$out/model/best/inference" < "$out/input.txt" > "$out/output.jsonl"
-paste -d '\n' "$out/input.txt" "$out/output.jsonl" | head -n 6
+paste -d '\n' <(head -n 3 "$out/input.txt") <(head -n 3 "$out/output.jsonl")
 
 echo "== results"
 "$python" script/quickstart/results.py "$out"

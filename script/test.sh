@@ -4,6 +4,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source script/environment.sh
 use_environment cpu,test
-.venv/bin/ruff check .
-.venv/bin/mypy
-.venv/bin/python -m pytest "$@"
+"$VENV/bin/ruff" check .
+"$VENV/bin/mypy"
+"$VENV/bin/python" -m pytest "$@"

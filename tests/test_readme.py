@@ -27,7 +27,7 @@ def make_data(folder: Path) -> None:
 
 
 def make_model(folder: Path) -> None:
-    from ernie import ErnieConfig, ErnieModel
+    from ernie import ErnieConfig, ErnieModel, load_tokenizer
 
     words = [word for words in WORDS.values() for word in words]
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "place", "again", *words, *"0123456789"]
@@ -40,7 +40,7 @@ def make_model(folder: Path) -> None:
     )
     source = folder.parent / "source_vocab.txt"
     source.write_text("\n".join(vocabulary) + "\n", "utf-8")
-    ErnieModel(config).save_pretrained(folder, vocab_file=source)
+    ErnieModel(config).save_pretrained(folder, tokenizer=load_tokenizer(None, vocab_file=source))
 
 
 @pytest.mark.timeout(240)
@@ -57,14 +57,16 @@ def test_blocks_run(tmp_path: Path, root: Path) -> None:
     }
     blocks = BLOCK.findall((root / "README.md").read_text("utf-8"))
     assert len(blocks) >= 6
+    before = {path.name for path in tmp_path.iterdir()}
     for language, code in blocks:
         command = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}[language]
         done = subprocess.run(
             [*command, code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
         )
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
-    rows = (tmp_path / "output.tsv").read_text("utf-8").splitlines()
+    rows = (tmp_path / "output/answers.tsv").read_text("utf-8").splitlines()
     assert [len(row.split("\t")) for row in rows] == [2, 2]
+    assert {path.name for path in tmp_path.iterdir()} - before == {"output"}  # which git ignores
 
 
 def test_every_other_command_names_a_file_that_is_there(root: Path) -> None:

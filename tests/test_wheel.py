@@ -34,7 +34,7 @@ def test_main_job_from_the_wheel(tmp_path: Path, root: Path) -> None:
     source.mkdir()
     for name in ("propeller", "ernie"):
         shutil.copytree(root / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(root / name, source)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "-q")
     run(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source, cwd=tmp_path)
@@ -50,6 +50,8 @@ def test_main_job_from_the_wheel(tmp_path: Path, root: Path) -> None:
     where = run(python, "-c", program, cwd=tmp_path)
     assert all(path.startswith(str(site)) for path in where.split())
     assert (site / "propeller/py.typed").exists() and (site / "ernie/py.typed").exists()
+    (metadata,) = site.glob("ernie_propeller-*.dist-info")
+    assert (metadata / "licenses/LICENSE").read_bytes() == (root / "LICENSE").read_bytes()
 
     run(sys.executable, root / "script/quickstart/make_reviews.py", tmp_path / "data", cwd=tmp_path)
     script = shutil.copy(root / "example/finetune_classifier.py", tmp_path / "mine.py")

@@ -16,6 +16,7 @@ import numpy as np
 
 from ernie.convert.unpickle import safe_load
 from propeller.errors import CheckpointError
+from propeller.tensors import widen_bfloat16
 
 # Storage class -> element type; bfloat16 has none in numpy and is widened when it is read.
 _STORAGES = {
@@ -30,11 +31,6 @@ _STORAGES = {
     "ByteStorage": "u1",
     "BoolStorage": "?",
 }
-
-
-def widen_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """bfloat16 bit patterns (uint16) -> the same values as float32: it is the upper half of one."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def read_torch_file(path: str | Path) -> dict[str, np.ndarray]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ernie.tokenizing import Tokenizer, load_tokenizer
+from ernie.tokenizing import Tokenizer, library_versions, load_tokenizer
 from propeller import atomic
 from propeller.data import Column, FeatureColumns, LabelColumn, RawColumn
+from propeller.data.cache import source_files
 from propeller.errors import ConfigError, DataError
 from propeller.metrics import F1, Acc, MacroF1, Metric, Pearson, Spearman
 from propeller.processor import Answer, Processor, Raw, register_processor
@@ -141,7 +144,8 @@ class ClassificationProcessor(Processor):
 
     @property
     def fingerprint(self) -> str:
-        settings = [self.name, self.tokenizer.fingerprint, self.labels, self.max_seqlen, self.pair]
+        tokens = [self.tokenizer.fingerprint, library_versions()]
+        settings = [self.name, tokens, self.labels, self.max_seqlen, self.pair]
         return hashlib.sha256(atomic.to_json(settings).encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -171,6 +175,56 @@ def label_column(labels: Sequence[str] | None) -> LabelColumn:
 def raw_label_column(*, optional: bool = False) -> RawColumn:
     """The label as it stands in the file."""
     return RawColumn("label", aliases=LABEL_NAMES, optional=optional)
+
+
+def find_labels(train: Path, columns: FeatureColumns, wanted: Any) -> list[str] | None:
+    """Label texts by id: as `label_map.json` beside the training data says, else sorted as found in it.
+
+    Args:
+        train: the training file, or folder of parts.
+        columns: with the label as it stands in the file; see `raw_label_column`.
+        wanted: the number of labels there should be; 1 is a regression, None takes what is there.
+
+    Returns:
+        None for a regression.
+
+    Raises:
+        ConfigError: `label_map.json` is none, or the number of labels is not the wanted one.
+        DataError: a row without a label; it names file and line.
+    """
+    if wanted == 1:
+        return None
+    label_map = train.parent / "label_map.json"
+    if label_map.exists():
+        labels = _read_label_map(label_map)
+    else:
+        found = (columns.read(part).map(_label_of) for part in source_files(train.name, data_dir=train))
+        labels = number_labels(itertools.chain.from_iterable(found))
+    if wanted is not None and wanted != len(labels):
+        shown = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
+        raise ConfigError(f"num_label is {wanted!r}, but there are {len(labels)} labels: {shown}.")
+    return labels
+
+
+def _label_of(row: Raw) -> str:
+    label = str(row["label"]).strip()
+    if not label:
+        raise DataError("the label is empty")
+    return label
+
+
+def _read_label_map(path: Path) -> list[str]:
+    """Reads a JSON object of label to id; returns the labels by id."""
+    try:
+        ids = json.loads(path.read_text("utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
+    numbers = list(ids.values()) if isinstance(ids, dict) else []
+    if set(map(type, numbers)) != {int} or sorted(numbers) != list(range(len(numbers))):
+        raise ConfigError(
+            f"{path} must be an object that numbers the labels from 0 without gaps, got {ids!r:.200}."
+        )
+    return sorted(ids, key=ids.__getitem__)
 
 
 def number_labels(found: Iterable[str]) -> list[str]:

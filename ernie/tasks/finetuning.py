@@ -187,10 +187,13 @@ def batched(dataset: Dataset, hparams: HParams, processor: Processor, *, train: 
         ConfigError: `batch_size` is no positive whole number.
     """
     size = _batch_size(hparams)
-    if train:
-        dataset = dataset.shuffle().repeat()
     budget = {"max_tokens": size} if hparams.get("in_tokens") else {"batch_size": size}
-    return dataset.bucket(**budget, pad_values=processor.pad_values, key="input_ids").buffered(16)
+    if train:
+        dataset = dataset.shuffle()
+    dataset = dataset.bucket(**budget, pad_values=processor.pad_values, key="input_ids")
+    if train:  # after the batches are made, so that each epoch has every example once
+        dataset = dataset.repeat()
+    return dataset.buffered(16)
 
 
 def _batch_size(hparams: HParams) -> int:
@@ -216,7 +219,7 @@ def with_max_steps(run_config: RunConfig, hparams: HParams, num_examples: int) -
         )
     if isinstance(epochs, bool) or not isinstance(epochs, int | float) or not 0 < epochs < math.inf:
         raise ConfigError(f"num_epochs must be a number above 0, got {epochs!r}.")
-    steps = math.ceil(num_examples * epochs / _batch_size(hparams))
+    steps = math.ceil(math.ceil(num_examples / _batch_size(hparams)) * epochs)
     return dataclasses.replace(run_config, max_steps=steps)
 
 
@@ -231,8 +234,9 @@ def predict_stdin(args: argparse.Namespace, run_config: RunConfig) -> int:
     processor = bundle.processor()
     from propeller.paddle import stream
     from propeller.paddle.inference import Predictor
+    from propeller.paddle.runtime import set_device
 
-    predictor = Predictor(bundle, bf16=args.bf16)
+    predictor = Predictor(bundle, device=set_device(run_config.device), bf16=args.bf16)
     # Not sys.stdin's own buffer: a thread that waits in it keeps its lock, and then Python aborts at exit.
     lines = open(sys.stdin.fileno(), "rb", closefd=False)
     if isinstance(sys.stdout, io.TextIOWrapper):  # UTF-8 in, UTF-8 out, whatever the locale

@@ -155,7 +155,7 @@ def _check_names(examples: Sequence[Mapping[str, Any]]) -> None:
 
 
 @dataclass(frozen=True)
-class Batcher:
+class BatchMaker:
     """How a node makes batches of entries, and measures them; errors name the entry's origin.
 
     Args:
@@ -214,9 +214,9 @@ class Batcher:
 class PaddedBatch(Transform):
     """So many examples a batch, in order. Position: that of the source after the last of them."""
 
-    def __init__(self, batcher: Batcher, batch_size: int, drop_remainder: bool):
-        super().__init__(batcher.source)
-        self._batcher = batcher
+    def __init__(self, maker: BatchMaker, batch_size: int, drop_remainder: bool):
+        super().__init__(maker.source)
+        self._maker = maker
         self._batch_size = batch_size
         self._drop_remainder = drop_remainder
 
@@ -231,7 +231,7 @@ class PaddedBatch(Transform):
         while entries := list(islice(stream, self._batch_size)):
             if len(entries) < self._batch_size and self._drop_remainder:
                 return
-            yield self._batcher.make(entries, context), entries[-1][1]
+            yield self._maker.make(entries, context), entries[-1][1]
 
     def origin(self, position: Position, context: Context) -> Origin | None:
         return None  # a batch has many
@@ -240,22 +240,22 @@ class PaddedBatch(Transform):
 class TokenBatch(Transform):
     """As many examples a batch as the budget takes, in order. Position: as `PaddedBatch`."""
 
-    def __init__(self, batcher: Batcher):
-        super().__init__(batcher.source)
-        self._batcher = batcher
+    def __init__(self, maker: BatchMaker):
+        super().__init__(maker.source)
+        self._maker = maker
 
     def iterate(self, position: Position, context: Context) -> Entries:
         entries: list[_Entry] = []
         longest = 0
         for entry in self.source.iterate(position, context):
-            length = self._batcher.length(entry, context)
-            if entries and not self._batcher.fits(len(entries) + 1, max(longest, length)):
-                yield self._batcher.make(entries, context), entries[-1][1]
+            length = self._maker.length(entry, context)
+            if entries and not self._maker.fits(len(entries) + 1, max(longest, length)):
+                yield self._maker.make(entries, context), entries[-1][1]
                 entries, longest = [], 0
             entries.append(entry)
             longest = max(longest, length)
         if entries:
-            yield self._batcher.make(entries, context), entries[-1][1]
+            yield self._maker.make(entries, context), entries[-1][1]
 
     def origin(self, position: Position, context: Context) -> Origin | None:
         return None  # a batch has many
@@ -264,9 +264,9 @@ class TokenBatch(Transform):
 class Bucket(Pooled):
     """Batches of examples of like length, out of pools; the batches of a pool leave in random order."""
 
-    def __init__(self, batcher: Batcher, batch_size: int | None, pool_size: int):
-        super().__init__(batcher.source, pool_size)
-        self._batcher = batcher
+    def __init__(self, maker: BatchMaker, batch_size: int | None, pool_size: int):
+        super().__init__(maker.source, pool_size)
+        self._maker = maker
         self._batch_size = batch_size
 
     def size(self) -> int | None:
@@ -278,20 +278,20 @@ class Bucket(Pooled):
 
     def plan(self, pool: list[tuple[Any, Position]], number: int, context: Context) -> list[list[int]]:
         rng = context.rng(BUCKET, number)
-        lengths = np.array([self._batcher.length(entry, context) for entry in pool])
+        lengths = np.array([self._maker.length(entry, context) for entry in pool])
         # Examples of one length in random order, or the same ones would meet every epoch.
         order = np.lexsort((rng.random(len(pool)), lengths)).tolist()
         groups: list[list[int]] = [[]]
         for index, length in zip(order, np.sort(lengths).tolist(), strict=True):
             group = groups[-1]
-            if len(group) == self._batch_size or not self._batcher.fits(len(group) + 1, length):
+            if len(group) == self._batch_size or not self._maker.fits(len(group) + 1, length):
                 group = []
                 groups.append(group)
             group.append(index)
         return [groups[i] for i in rng.permutation(len(groups)).tolist()]
 
     def make(self, pool: list[tuple[Any, Position]], group: list[int], context: Context) -> Any:
-        return self._batcher.make([pool[index] for index in group], context)
+        return self._maker.make([pool[index] for index in group], context)
 
     def origin(self, position: Position, context: Context) -> Origin | None:
         return None  # a batch has many

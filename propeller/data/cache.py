@@ -19,13 +19,9 @@ from propeller.data.node import Context, Node, Origin, Position, fail
 from propeller.data.record import FORMAT_VERSION, RecordFile, RecordWriter
 from propeller.data.sources import PathLike
 from propeller.errors import ConfigError, DataError
+from propeller.version import __version__
 
-try:
-    import fcntl
-except ImportError:  # Windows: two processes may build the same cache; each puts a whole file in place
-    fcntl = None  # type: ignore[assignment]
-
-log = logging.getLogger(__name__)
+log = logging.getLogger("propeller")
 
 _CHUNK = 512
 # Caches kept of one source, so that runs with different settings do not undo each other's.
@@ -65,7 +61,8 @@ class Build:
         """Returns what changes whenever the examples might, or None if that cannot be told."""
         if self.signature is None or (self.prepare is not None and self.prepare_key is None):
             return None
-        parts = [str(FORMAT_VERSION), self.signature, self.prepare_key or ""]
+        # A release may read lines otherwise than the one before.
+        parts = [__version__, str(FORMAT_VERSION), self.signature, self.prepare_key or ""]
         return _sha256("\n".join(parts + [_contents(path) for path, _ in self.sources]))[:32]
 
 
@@ -155,15 +152,17 @@ def _temporary_records(build: Build) -> RecordFile:
 
 
 def _locked(folder: Path, stem: str) -> TextIO:
-    """Returns an open file that holds a lock on the caches of one source until it is closed."""
+    """Returns an open file that holds a lock on the caches of one source until it is closed.
+
+    Without locks (Windows) two processes may build the same cache; each puts a whole file in place.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     stream = (folder / f"{stem}.lock").open("a", encoding="utf-8")
-    if fcntl is not None:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError:
-            stream.close()
-            raise
+    try:
+        atomic.lock_file(stream, wait=True)
+    except OSError:
+        stream.close()
+        raise
     return stream
 
 

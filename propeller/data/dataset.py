@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from propeller.data.batching import Batcher, Bucket, Collate, PaddedBatch, TokenBatch
+from propeller.data.batching import BatchMaker, Bucket, Collate, PaddedBatch, TokenBatch
 from propeller.data.node import Context, Entries, Node, Position
 from propeller.data.prefetch import Buffered
 from propeller.data.record import RecordFile
@@ -229,8 +229,8 @@ class Dataset:
             DataError: when iterated: the examples of a batch differ in names, dtypes or numbers of axes.
         """
         _at_least(1, batch_size=batch_size, pad_to_multiple=pad_to_multiple)
-        batcher = Batcher(self._node, Collate(dict(pad_values or {}), pad_to_multiple))
-        return Dataset(PaddedBatch(batcher, batch_size, drop_remainder))
+        maker = BatchMaker(self._node, Collate(dict(pad_values or {}), pad_to_multiple))
+        return Dataset(PaddedBatch(maker, batch_size, drop_remainder))
 
     def token_batch(
         self,
@@ -254,7 +254,7 @@ class Dataset:
         """
         _at_least(1, max_tokens=max_tokens, pad_to_multiple=pad_to_multiple)
         collate = Collate(dict(pad_values or {}), pad_to_multiple)
-        return Dataset(TokenBatch(Batcher(self._node, collate, key, max_tokens)))
+        return Dataset(TokenBatch(BatchMaker(self._node, collate, key, max_tokens)))
 
     def bucket(
         self,
@@ -269,7 +269,10 @@ class Dataset:
         """Makes batches of examples of like length, so that little is padding; each example once.
 
         Reads a pool of examples, sorts it by length (those of one length in random order), cuts it into
-        batches, and gives these in random order. Shuffle before it, so that each epoch's pools differ.
+        batches, and gives these in random order. Shuffle before it, so that each epoch's pools differ, and
+        repeat after it: `shuffle().bucket(...).repeat()` keeps each epoch whole. After `repeat()` a pool
+        would take in the end of one epoch and the beginning of the next, and over a dataset smaller than
+        `pool_size` several, so that an example can stand in a batch twice.
 
         Args:
             batch_size: examples a batch; this or `max_tokens`.
@@ -293,7 +296,7 @@ class Dataset:
         collate = Collate(dict(pad_values or {}), pad_to_multiple)
         if pool_size is None:
             pool_size = _POOL_EXAMPLES if batch_size is None else _POOL_BATCHES * batch_size
-        return Dataset(Bucket(Batcher(self._node, collate, key, max_tokens), batch_size, pool_size))
+        return Dataset(Bucket(BatchMaker(self._node, collate, key, max_tokens), batch_size, pool_size))
 
 
 def _node_of(item: Any) -> Node:

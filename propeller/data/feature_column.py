@@ -148,8 +148,8 @@ class FeatureColumns:
         """Reads a file or a folder of parts through a cache of binary records, with random access.
 
         The cache is built at the first call, once for all processes that ask for it, and again when the
-        contents of the source, a column (its name, type, vocabulary, tokenizer), `file_columns` or
-        `prepare_key` change.
+        contents of the source, a column (its name, type, vocabulary, tokenizer), `file_columns`,
+        `prepare_key` or the release of this package change.
 
         Args:
             name: what is read, `train` for example.

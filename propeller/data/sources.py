@@ -28,7 +28,7 @@ from propeller.errors import DataError
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("propeller")
 
 _BOM = b"\xef\xbb\xbf"
 _GZIP_MAGIC = b"\x1f\x8b"

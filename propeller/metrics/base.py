@@ -23,10 +23,8 @@ class Metric(abc.ABC):
     Updating in pieces, updating at once, and merging the states of shards give the same value.
 
     Attributes:
-        greater_is_better: which of two values is the better one.
     """
 
-    greater_is_better: bool = True
 
     @abc.abstractmethod
     def reset(self) -> None:

@@ -130,13 +130,11 @@ class Mean(Metric):
     Args:
         key: the output or feature to take the mean of.
         weight: the output or feature that holds the weights; None weighs all elements alike.
-        greater_is_better: False for a loss.
     """
 
-    def __init__(self, key: str, weight: str | None = None, *, greater_is_better: bool = True):
+    def __init__(self, key: str, weight: str | None = None):
         self.key = key
         self.weight = weight
-        self.greater_is_better = greater_is_better
         self.reset()
 
     def reset(self) -> None:

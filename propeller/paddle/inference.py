@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,13 +31,15 @@ class Predictor:
 
     Args:
         source: a bundle, or its folder.
-        device: `cpu`, `gpu` or `gpu:N`.
-        num_threads: threads for the math; None takes the cores this process may use.
+        device: any device Paddle knows; what Paddle Inference does not run on becomes `cpu`, with a
+            line in the log.
+        num_threads: threads for the math; None takes `OMP_NUM_THREADS`, which is the cores this process
+            may use where nobody set it.
         bf16: compute in bfloat16 on a CPU (needs oneDNN).
 
     Raises:
         ExportError: no bundle, a damaged one, or one whose outputs are not the exported model's.
-        ConfigError: an unknown device.
+        ConfigError: bf16 on a GPU.
     """
 
     def __init__(
@@ -48,10 +51,11 @@ class Predictor:
         bf16: bool = False,
     ):
         self.bundle = source if isinstance(source, Bundle) else bundle.read_bundle(source)
-        self._device, self._num_threads = device, num_threads or available_cores()
         kind = device.partition(":")[0]
         if kind not in ("cpu", "gpu"):
-            raise ConfigError(f"A predictor runs on cpu or gpu[:N], got {device!r}.")
+            log.info("Paddle Inference does not run on %s: predicting on the CPU", device)
+            kind = device = "cpu"
+        self._device, self._num_threads = device, num_threads or _default_threads()
         if bf16 and kind != "cpu":
             raise ConfigError("bf16 is for the CPU predictor; got a GPU.")
         modes = ["onednn", "plain"] if kind == "cpu" else ["gpu"]
@@ -148,6 +152,12 @@ class Predictor:
             if len(array) != rows:
                 raise ExportError(f"Output {name!r} has {len(array)} rows for {rows} of input.")
         return outputs
+
+
+def _default_threads() -> int:
+    """What the user, or `propeller.paddle.runtime`, put into `OMP_NUM_THREADS`."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(first) if first.isdecimal() and int(first) else available_cores()
 
 
 def _fitting(spec: ArraySpec, arrays: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -7,6 +7,7 @@ lines -> reader thread -> chunk of what is there -> parse -> prepare -> sort by 
 from __future__ import annotations
 
 import itertools
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -48,22 +49,40 @@ def answer_all(
     examples.sort(key=lambda item: len(item[1][first]))
     for start in range(0, len(examples), BATCH_ROWS):
         members = examples[start : start + BATCH_ROWS]
-        outputs = predictor.predict(_padded(predictor, [example for _, example in members]))
-        rows = {name: array[: len(members)] for name, array in outputs.items()}
-        for (place, _), answer in zip(members, processor.finish(rows), strict=True):
+        batch_answers = _answer_batch(predictor, processor, [example for _, example in members])
+        for (place, _), answer in zip(members, batch_answers, strict=True):
             answers[place] = answer
     return answers
 
 
+def _answer_batch(
+    predictor: Predictor, processor: Processor, examples: list[dict[str, Any]]
+) -> list[Answer | PropellerError]:
+    """Answers one batch; if that fails each example is tried alone, so that a bad one harms no neighbour."""
+    try:
+        outputs = predictor.predict(_padded(predictor, examples))
+        return list(processor.finish({name: array[: len(examples)] for name, array in outputs.items()}))
+    except (PropellerError, RuntimeError, ValueError) as error:  # Paddle raises the last two
+        if len(examples) == 1:
+            return [DataError(f"prediction failed: {' '.join(str(error).split())[-300:]}")]
+        return [answer for one in examples for answer in _answer_batch(predictor, processor, [one])]
+
+
 def _padded(predictor: Predictor, examples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Pads to a shape of few: a power of two rows (the last one repeated), a multiple of 8 tokens."""
+    """Pads to a shape of few: a power of two rows (the last one repeated), a multiple of 8 tokens.
+
+    Lengths are not rounded up beyond what the model has positions for.
+    """
     rows = 1 << (len(examples) - 1).bit_length()
     specs = predictor.bundle.inputs
+    longest = max(len(example[specs[0].name]) for example in examples)
+    limit = predictor.bundle.axis_limits.get(str(specs[0].axes[1]), math.inf)
+    multiple = LENGTH_MULTIPLE if -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE <= limit else 1
     columns = pad_batch(
         [{spec.name: example[spec.name] for spec in specs} for example in examples]
         + [{spec.name: examples[-1][spec.name] for spec in specs}] * (rows - len(examples)),
         pad_values={spec.name: spec.pad_value for spec in specs},
-        pad_to_multiple=LENGTH_MULTIPLE,
+        pad_to_multiple=multiple,
     )
     return columns
 

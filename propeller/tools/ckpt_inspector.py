@@ -12,16 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, deserialize, safe_open
 
 from propeller import atomic, cli
 from propeller.errors import CheckpointError, ConfigError, did_you_mean
 from propeller.manifest import MANIFEST, verify
+from propeller.tensors import each_tensor
 
 STATE = "state.json"
 
@@ -57,27 +56,11 @@ def _tensor_files(path: Path) -> list[Path]:
     return files
 
 
-def _tensors(file: Path) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yields name, dtype as stored, and values; bfloat16, which numpy lacks, comes as float32."""
-    try:
-        with safe_open(str(file), framework="numpy") as opened:
-            dtypes = {name: opened.get_slice(name).get_dtype() for name in sorted(opened.keys())}
-            raw = dict(deserialize(file.read_bytes())) if "BF16" in dtypes.values() else {}
-            for name, dtype in dtypes.items():
-                if dtype == "BF16":  # the upper half of a float32
-                    bits = np.frombuffer(raw[name]["data"], "<u2").astype(np.uint32) << 16
-                    yield name, dtype, bits.view(np.float32).reshape(raw[name]["shape"])
-                else:
-                    yield name, dtype, opened.get_tensor(name)
-    except (OSError, SafetensorError, TypeError) as error:  # TypeError: a dtype that numpy lacks
-        raise CheckpointError(f"{file} cannot be read: {error}.") from error
-
-
 def _show(path: Path, files: list[Path]) -> int:
     for file in files:
         print(f"{file.name}")
         count = 0
-        for name, dtype, array in _tensors(file):
+        for name, dtype, array in each_tensor(file):
             count += array.size
             print(f"  {name:60} {dtype:5} {str(list(array.shape)):18} {_statistics(array)}")
         print(f"  {count:,} values")
@@ -108,7 +91,7 @@ def _statistics(array: np.ndarray) -> str:
 def _dump(files: list[Path], names: list[str]) -> int:
     left, known = set(names), []
     for file in files:
-        for name, _, array in _tensors(file):
+        for name, _, array in each_tensor(file):
             known.append(name)
             if names and name not in names:
                 continue

@@ -208,11 +208,9 @@ class PlannedTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> PlannedOrder:
         return PlannedOrder(self._epochs)
 
-    def training_step(
-        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
-    ) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         self.batches.append(inputs.pop("row").tolist())
-        return super().training_step(model, inputs, num_items_in_batch)
+        return super().training_step(model, inputs, *args, **kwargs)
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         inputs.pop("row")
@@ -283,9 +281,7 @@ def train(trainer: PlannedTrainer, batches: list[list[int]], log_file: Path) -> 
     trainer.train()
     train_s = time.perf_counter() - started
     if trainer.batches != batches:
-        raise RuntimeError(
-            f"the Trainer took {len(trainer.batches)} batches, not the {len(batches)} planned ones"
-        )
+        raise RuntimeError(f"the Trainer took {len(trainer.batches)} batches, not the planned {len(batches)}")
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     names = {"losses": "loss", "learning_rates": "learning_rate", "grad_norms": "grad_norm"}
     write_json(log_file, {name: [entry[key] for entry in logs] for name, key in names.items()})
@@ -387,15 +383,12 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     settings = Settings(dropout=args.dropout)
-    task = TASKS[args.task]
-    if args.epochs is not None:
-        task = replace(task, num_epochs=args.epochs)
+    task = replace(TASKS[args.task], num_epochs=args.epochs or TASKS[args.task].num_epochs)
     results = []
     for seed in args.seeds:
         folder = Path(args.out.replace("{seed}", str(seed)))
         folder.mkdir(parents=True, exist_ok=True)
-        result = run(task, args.data, folder, settings, seed, args.steps)
-        results.append(result)
+        results.append(result := run(task, args.data, folder, settings, seed, args.steps))
         figures = f"dev acc {result['dev_acc']:.4f}, {result['examples_per_s']:.1f} examples/s"
         print(f"{args.task} seed {seed}: {figures} -> {folder}", flush=True)
     print_summary(results)

@@ -2,9 +2,10 @@
 
     python script/bench/predict.py --bundle output/best/inference --text lines.txt --lines 200000
 
-The two take turns over pieces of the input, so that the machine's moods hit both. `--text` is repeated
-until there are enough lines. Memory is the peak of a real `--do_predict` process after a tenth of the
-lines and after all.
+"Bare" is `Predictor.predict` on the very batches that the stream makes of the same lines, already read,
+tokenised and padded; "stream" is all from bytes to written answers. The two take turns over pieces of the
+input, so that the machine's moods hit both. `--text` is repeated until there are enough lines. Memory is the
+peak of a real `--do_predict` process after a tenth of the lines and after all.
 """
 
 from __future__ import annotations

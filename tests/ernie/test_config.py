@@ -119,6 +119,16 @@ def test_a_task_id_without_the_table_is_no_error():
     assert ErnieConfig.from_dict({**SIZES, "use_task_id": False, "task_id": 16}).task_id == 16
 
 
+FOREIGN = ("pooler_fc_size", "pooler_num_attention_heads", "pooler_type", "bos_token_id", "sep_token_id")
+
+
+@pytest.mark.parametrize("key", FOREIGN)
+def test_keys_that_only_look_like_the_models(key):
+    assert ErnieConfig.from_dict({**SIZES, key: 1}, ignore_others=True) == ErnieConfig(**SIZES)
+    with pytest.raises(ConfigError, match=f"'{key}' is no key"):
+        ErnieConfig.from_dict({**SIZES, key: 1})
+
+
 def test_files_of_other_programs(tmp_path):
     bert = {**SIZES, "intermediate_size": 64, "directionality": "bidi", "pooler_num_attention_heads": 12}
     path = tmp_path / "bert_config.json"

@@ -16,8 +16,8 @@ import pytest
 from ernie.config import ErnieConfig
 from ernie.convert.huggingface import from_huggingface, is_huggingface
 from ernie.convert.torch_pickle import read_torch_file
-from ernie.pretrained import read_safetensors
 from propeller.errors import CheckpointError
+from propeller.tensors import read_safetensors
 
 
 class Tensor:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import logging
+
 import numpy as np
 import pytest
 
 from ernie.config import ACTIVATIONS, ErnieConfig
 from ernie.layers import Dropout, Linear
-from ernie.modeling import ClassificationHead, ErnieModel, load_encoder_weights
+from ernie.modeling import ClassificationHead, ErnieModel
+from ernie.pretrained import save_pretrained_state
+from ernie.tokenizing import WordPieceTokenizer, load_tokenizer
 from propeller.errors import CheckpointError, ConfigError
 from propeller.paddle.runtime import paddle
 
@@ -154,34 +159,52 @@ def test_new_weights_are_as_berts():
 
 
 def test_save_and_load(small, tmp_path):
-    (tmp_path / "words").write_text("[PAD]\n")
-    small.save_pretrained(tmp_path / "own", vocab_file=tmp_path / "words")
-    assert (tmp_path / "own/vocab.txt").read_text() == "[PAD]\n"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "é", "É", "a"]
+    cased = WordPieceTokenizer(
+        {word: index for index, word in enumerate(words)},
+        do_lower_case=False,
+        tokenize_chinese_chars=False,
+        added_tokens={"<url>": 7},
+    )
+    small.save_pretrained(tmp_path / "own", tokenizer=cased)
     loaded = ErnieModel.from_pretrained(tmp_path / "own")
     assert loaded.config == small.config
     rows = ids([5, 6, 7])
     assert difference(loaded(rows).sequence, small(rows).sequence) == 0
+    tokenizer = load_tokenizer(tmp_path / "own")
+    assert tokenizer.fingerprint == cased.fingerprint
+    assert tokenizer.encode("É é <url> A").input_ids.tolist() == [2, 5, 4, 7, 1, 3]
 
 
-def test_a_model_without_pooler_has_to_be_asked_for(small, tmp_path):
+def test_save_without_a_tokenizer(small, tmp_path):
     small.save_pretrained(tmp_path)
-    bigger = ErnieModel(ErnieConfig(**SMALL, use_task_id=True))
-    with pytest.raises(CheckpointError, match=r"missing: embeddings.task_type.weight\."):
-        load_encoder_weights(bigger, tmp_path)
-    fresh = bigger.embeddings.task_type.weight.numpy().copy()
-    report = load_encoder_weights(bigger, tmp_path, new=["embeddings.task_type.*"])
-    assert report.missing == ("embeddings.task_type.weight",)
-    assert len(report.loaded) == len(bigger.state_dict()) - 1
-    np.testing.assert_array_equal(bigger.embeddings.task_type.weight.numpy(), fresh)
-    np.testing.assert_array_equal(bigger.pooler.weight.numpy(), small.pooler.weight.numpy())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ernie_config.json", "model.safetensors"]
 
 
-def test_layers_of_the_file_that_the_model_lacks_are_listed(small, tmp_path):
+def test_a_model_without_pooler_has_to_be_asked_for(small, tmp_path, caplog):
+    state = {name: tensor.numpy() for name, tensor in small.state_dict().items()}
+    pooler = {name for name in state if name.startswith("pooler.")}
+    save_pretrained_state(tmp_path, small.config, {name: state[name] for name in state.keys() - pooler})
+    with pytest.raises(CheckpointError, match=r"pooler.weight is missing, pooler.bias is missing\."):
+        ErnieModel.from_pretrained(tmp_path)
+    with caplog.at_level(logging.INFO, "ernie"):
+        loaded = ErnieModel.from_pretrained(tmp_path, new=["pooler.*"])
+    assert caplog.messages == [
+        f"{len(state) - 2} parameters loaded; new: pooler.weight, pooler.bias; left over: none"
+    ]
+    for name, tensor in loaded.state_dict().items():
+        assert np.array_equal(tensor.numpy(), state[name]) == (name != "pooler.weight"), name
+
+
+def test_layers_of_the_file_that_the_model_lacks_are_logged(small, tmp_path, caplog):
     small.save_pretrained(tmp_path)
-    shallow = ErnieModel(ErnieConfig(**{**SMALL, "num_hidden_layers": 1}))
-    report = load_encoder_weights(shallow, tmp_path)
-    assert len(report.unexpected) == 12
-    assert all(name.startswith("layers.1.") for name in report.unexpected)
+    config = json.loads((tmp_path / "ernie_config.json").read_text("utf-8"))
+    (tmp_path / "ernie_config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    with caplog.at_level(logging.INFO, "ernie"):
+        ErnieModel.from_pretrained(tmp_path)
+    (message,) = caplog.messages
+    assert "new: none; left over: layers.1." in message
+    assert message.count("layers.1.") == 10 and message.endswith("and 2 more")
 
 
 class Wrapper(paddle.nn.Layer):

@@ -113,6 +113,7 @@ def texts():
 def workplace(tmp_path_factory):
     """Data, a vocabulary and a pretrained folder; nothing in it is changed."""
     from ernie.modeling import ErnieModel
+    from ernie.tokenizing import load_tokenizer
     from propeller.paddle.runtime import paddle
 
     folder = tmp_path_factory.mktemp("workplace")
@@ -120,7 +121,7 @@ def workplace(tmp_path_factory):
     vocab = write_lines(folder / "vocab.txt", *VOCABULARY)
     paddle.seed(7)
     config = ErnieConfig(vocab_size=len(VOCABULARY), hidden_dropout_prob=0.0, initializer_range=0.2, **SIZES)
-    ErnieModel(config).save_pretrained(folder / "model", vocab_file=vocab)
+    ErnieModel(config).save_pretrained(folder / "model", tokenizer=load_tokenizer(None, vocab_file=vocab))
     return folder
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from propeller import atomic, manifest
-from propeller.errors import CheckpointError, PropellerError
+from propeller.errors import CheckpointError, ConfigError, PropellerError
 
 
 def names(folder):
@@ -64,6 +67,25 @@ def test_write_text_replaces_in_one_rename(tmp_path):
     assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+def test_new_file_replaces_in_one_rename(tmp_path):
+    target = tmp_path / "new" / "file"
+    for data in (b"one", b"two"):
+        with atomic.new_file(target) as temporary:
+            assert temporary.parent == target.parent
+            temporary.unlink()  # as a library does that writes aside by itself
+            temporary.write_bytes(data)
+            temporary.chmod(0o600)
+            assert not target.exists() or target.read_bytes() == b"one"
+        assert target.read_bytes() == data
+    with pytest.raises(KeyboardInterrupt), atomic.new_file(target) as temporary:
+        temporary.write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert target.read_bytes() == b"two"
+    assert names(target.parent) == ["file"]
+    (tmp_path / "plain").write_text("")
+    assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_sha256_of_more_than_one_piece(tmp_path):
     file = tmp_path / "file"
     data = bytes(range(256)) * 5000
@@ -91,6 +113,43 @@ def test_json_spells_out_what_is_not_finite():
     assert [float(read["a"][1]), float(read["a"][2][0])] == [math.inf, -math.inf]
     assert math.isnan(float(read["a"][0]))
     assert json.loads(atomic.to_json(0.1 + 0.2)) == 0.1 + 0.2
+
+
+def test_json_of_numpy_and_paths():
+    value = {
+        "int": np.int64(3),
+        "floats": (np.float32(0.5), np.float64(np.nan), np.array([1.5, -np.inf])),
+        "bool": np.True_,
+        "table": np.arange(4).reshape(2, 2),
+        "scalar": np.array(7, np.int8),
+        "path": Path("model") / "vocab.txt",
+        np.int64(2): {Path("x"): 1},
+    }
+    assert json.loads(atomic.to_json(value)) == {
+        "int": 3,
+        "floats": [0.5, "NaN", [1.5, "-Infinity"]],
+        "bool": True,
+        "table": [[0, 1], [2, 3]],
+        "scalar": 7,
+        "path": os.path.join("model", "vocab.txt"),
+        "2": {"x": 1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"a": [1, {"b": {1, 2}}]}, r"^a\[1\]\.b is \{1, 2\} \(set\), which JSON has no place for"),
+        (len, r"^The value is <built-in function len> \(builtin_function_or_method\)"),
+        ({"hparams": {"model": b"x"}}, r"^hparams\.model is b'x' \(bytes\)"),
+        ({"since": np.datetime64("2020-01-01")}, r"^since is .* \(date\)"),
+        ({"exact": np.longdouble(1)}, r"^exact is .* \(longdouble\)"),
+        ({"a": {(1, 2): 3}}, r"^a has the key \(1, 2\) \(tuple\); JSON's keys are text"),
+    ],
+)
+def test_json_names_what_it_cannot_hold(value, message):
+    with pytest.raises(ConfigError, match=message):
+        atomic.to_json(value)
 
 
 def test_lock_keeps_a_second_one_out(tmp_path):
@@ -130,6 +189,16 @@ def test_lock_in_a_place_that_cannot_be_written(tmp_path):
             atomic.FolderLock(folder).__enter__()
 
 
+@pytest.mark.skipif(atomic.fcntl is None, reason="there are no locks")
+def test_lock_on_a_file_system_without_locks(tmp_path, monkeypatch):
+    def flock(file, flags):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(atomic.fcntl, "flock", flock)
+    with pytest.raises(PropellerError, match=r"cannot be locked: .*No locks available.* Choose a model_dir"):
+        atomic.FolderLock(tmp_path).__enter__()
+
+
 @pytest.fixture
 def listed(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"0123456789")
@@ -147,6 +216,18 @@ def test_manifest_lists_and_verifies(listed):
     }
 
 
+@pytest.mark.parametrize("name", ["../outside", "sub/file", "/etc/hostname", "..", "."])
+def test_manifest_names_plain_files_only(listed, name):
+    path = listed / "manifest.json"
+    read = json.loads(path.read_text("utf-8"))
+    for target in (listed / "sub/file", listed.parent / "outside"):
+        target.parent.mkdir(exist_ok=True)
+        target.write_text("text")
+    path.write_text(json.dumps({**read, "files": {name: read["files"]["b.txt"]}}))
+    with pytest.raises(CheckpointError, match=rf"lists '{name}', which is no plain file name"):
+        manifest.verify(listed)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -157,10 +238,13 @@ def test_manifest_lists_and_verifies(listed):
         (lambda folder: (folder / "manifest.json").write_text('{"format'), r"manifest\.json cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), r"manifest\.json cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text('{"format_version": 1}'), "cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text('{"format_version": 1, "files": {"a.bin": 1}}'),
+         r"manifest\.json is not whole"),
         (lambda folder: (folder / "manifest.json").write_text('{"format_version": 2, "files": {}}'),
          "has checkpoint format 2, this release reads 1"),
     ],
-    ids=["missing", "cut", "flipped", "no-manifest", "cut-manifest", "no-object", "no-files", "newer"],
+    ids=["missing", "cut", "flipped", "no-manifest", "cut-manifest", "no-object", "no-files", "no-entry",
+         "newer"],
 )  # fmt: skip
 def test_manifest_names_the_damage(listed, damage, message):
     damage(listed)

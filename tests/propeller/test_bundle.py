@@ -77,7 +77,6 @@ def folder(tmp_path):
 
 
 def complete(folder, **changes):
-    (folder / bundle.DESCRIPTION).unlink(missing_ok=True)
     values = {
         "inputs": INPUTS,
         "outputs": OUTPUTS,
@@ -108,6 +107,54 @@ def test_what_was_written_is_read(folder, tmp_path):
             assert side[name].dtype == array.dtype
 
 
+def rewrite(folder, **changes):
+    file = folder / bundle.DESCRIPTION
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **changes}), "utf-8")
+
+
+def test_limits_of_axes(folder):
+    assert complete(folder).axis_limits == {}
+    assert complete(folder, axis_limits={"seq_len": 512}).axis_limits == {"seq_len": 512}
+    assert read_bundle(folder).axis_limits == {"seq_len": 512}
+    values = json.loads((folder / bundle.DESCRIPTION).read_text("utf-8"))
+    assert values.pop("axis_limits") == {"seq_len": 512}
+    (folder / bundle.DESCRIPTION).write_text(json.dumps(values), "utf-8")
+    assert read_bundle(folder).axis_limits == {}, "as bundles that were made before there were any"
+
+
+@pytest.mark.parametrize("limits", [{"seqlen": 512}, {"seq_len": 0}, {"seq_len": "512"}, {"seq_len": True}])
+def test_limits_that_make_no_sense(folder, limits):
+    with pytest.raises(ExportError, match=r"axis limit 'seq_?len': .* axis of its inputs \(batch, seq_len\)"):
+        complete(folder, axis_limits=limits)
+
+
+def test_a_file_that_was_put_there_later_is_refused(folder):
+    complete(folder)
+    (folder / "best.json").write_text("{}", "utf-8")
+    read_bundle(folder)
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}', "utf-8")
+    for verify in (True, False):
+        with pytest.raises(ExportError, match="holds tokenizer_config.json, which bundle.json does not list"):
+            read_bundle(folder, verify=verify)
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.pdiparams", "probe.npz"])
+def test_what_answers_depend_on_must_be_listed(folder, name):
+    files = dict(complete(folder).metadata["files"])
+    del files[name]
+    rewrite(folder, files=files)
+    with pytest.raises(ExportError, match=f"bundle.json lacks {name}"):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "..", "sub/file"])
+def test_a_listed_name_must_be_plain(folder, name):
+    (folder.parent / "outside").write_text("text")
+    rewrite(folder, files={**complete(folder).metadata["files"], name: {"bytes": 4, "sha256": "0"}})
+    with pytest.raises(ExportError, match=rf"lists '{name}', which is no plain file name"):
+        read_bundle(folder)
+
+
 def test_the_hash_tells_bundles_apart(folder):
     first = complete(folder).hash
     assert complete(folder).hash == first
@@ -121,6 +168,15 @@ def test_a_processor_that_is_not_there(folder):
         read.processor()
     with pytest.raises(ExportError, match="exported without a processor: it takes arrays only"):
         complete(folder, processor=None).processor()
+
+
+@pytest.mark.parametrize("named", [{"name": "labels", "settings": {}}, {"name": "labels"}, {}, [1]])
+def test_a_processor_with_incomplete_settings(folder, named):
+    register_processor(Labels)
+    complete(folder)
+    rewrite(folder, processor=named)
+    with pytest.raises(ExportError, match="processor of .* cannot be built .* Export the model again"):
+        read_bundle(folder).processor()
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.pdiparams", "probe.npz", "labels.txt"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import filecmp
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -135,3 +137,49 @@ class TestResults:
         self.describe(output, 1.0)
         (output / "output.jsonl").write_text('{"label": "1"}\n', "utf-8")
         assert run(scripts / "results.py", output).returncode != 0
+
+
+class TestFolder:
+    # Stands in for the training and the prediction: what matters is which folders it is told.
+    EXAMPLE = """
+import json, sys
+from pathlib import Path
+import propeller
+args, _ = (parser := propeller.ArgumentParser()).parse_known_args()
+if "--do_predict" in sys.argv:
+    assert Path(sys.argv[sys.argv.index("--bundle") + 1], "bundle.json").exists()
+    for line in sys.stdin:
+        print(json.dumps({"label": "1"}))
+else:
+    config = propeller.parse_runconfig(args)
+    folder = Path(config.model_dir) / "best/inference"
+    folder.mkdir(parents=True)
+    metrics = {"dev": {"acc": config.max_steps / 1000}, "test": {"acc": 0.5}}
+    (folder / "bundle.json").write_text(json.dumps({"metrics": metrics}))
+"""
+
+    @pytest.mark.parametrize("name", ["plain", 'an "odd" \\ folder, isn\'t it? $HOME', "評論"])
+    def test_any_name_will_do(self, root, tmp_path, name):
+        checkout = tmp_path / "checkout"
+        shutil.copytree(root / "script/quickstart", checkout / "script/quickstart")
+        shutil.copy(root / "script/quickstart.sh", checkout / "script")
+        (checkout / "script/environment.sh").write_text("use_environment() { VENV=../environment; }\n")
+        (checkout / "example").mkdir()
+        (checkout / "example/finetune_classifier.py").write_text(self.EXAMPLE)
+        python = tmp_path / "environment/bin/python"
+        python.parent.mkdir(parents=True)
+        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        python.chmod(0o755)
+        done = subprocess.run(
+            ["bash", "checkout/script/quickstart.sh"],
+            cwd=tmp_path,
+            env={**os.environ, "QUICKSTART_DIR": f"made/{name}", "PYTHONPATH": str(root)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"exported to {tmp_path}/made/{name}/model/best/inference\n" in done.stdout
+        assert "75.0%" in done.stdout  # max_steps, from the other --run_config
+        assert sorted(path.name for path in (tmp_path / "made").iterdir()) == [name]
+        assert len((tmp_path / "made" / name / "output.jsonl").read_text().splitlines()) == SIZES["test"]

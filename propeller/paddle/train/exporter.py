@@ -32,6 +32,8 @@ log = logging.getLogger("propeller")
 
 BEST_FILE = "best.json"
 WEIGHTS = "model.safetensors"
+# Rows of a real batch that a bundle keeps to test itself with.
+PROBE_ROWS = 8
 
 
 class Exporter(abc.ABC):
@@ -114,6 +116,8 @@ class BestExporter(Exporter):
     def _publish(self, target: Path, versions: Path) -> None:
         """Points the link at the new version and drops those before the last."""
         previous = self.link.resolve() if self.link.is_symlink() else None
+        if previous is None and self.link.is_dir():  # a copy of the run, in which the link became a folder
+            previous = self.link.rename(_free(versions / "copied")).resolve()
         atomic.swap_link(self.link, target)
         # The version before stays, for whoever is just reading it.
         for version in versions.iterdir():
@@ -227,7 +231,10 @@ def export_bundle(
             f"{type(model).__name__} cannot be exported: it does not say what it takes. Declare "
             "inputs = (ArraySpec('input_ids', 'int64', ('batch', 'seq_len')), ...) in the class."
         )
-    arrays = {spec.name: np.asarray(columns[spec.name]) for spec in model.inputs}
+    missing = [spec.name for spec in model.inputs if spec.name not in columns]
+    if missing:
+        raise ExportError(f"The batch lacks the inputs {', '.join(missing)}; it has {', '.join(columns)}.")
+    arrays = {spec.name: np.asarray(columns[spec.name])[:PROBE_ROWS] for spec in model.inputs}
     with _predicting(model):
         expected = to_numpy(model({name: paddle.to_tensor(array) for name, array in arrays.items()}))
         shapes = _save_graph(folder, model, list(expected))
@@ -238,10 +245,10 @@ def export_bundle(
         outputs=_output_specs(model.inputs, expected, shapes),
         processor=processor,
         metrics=metrics,
+        axis_limits=model.axis_limits,
         metadata={"versions": {"ernie-propeller": __version__, "paddle": paddle.__version__}},
     )
-    device = paddle.get_device()  # a predictor runs on cpu and gpu, whatever the training ran on
-    Predictor(folder, device=device if device.startswith("gpu") else "cpu")  # compares itself with the probe
+    Predictor(folder, device=paddle.get_device())  # compares itself with the probe
 
 
 def _save_graph(folder: Path, model: Model, outputs: list[str]) -> list[tuple[int, ...]]:

@@ -16,10 +16,11 @@ import safetensors.paddle
 from propeller import atomic
 from propeller.bundle import Bundle, read_bundle
 from propeller.data import Dataset
-from propeller.errors import CheckpointError, ConfigError, ExportError
+from propeller.errors import CheckpointError, ConfigError, DataError, ExportError
 from propeller.paddle.runtime import paddle, set_device
 from propeller.paddle.train import loop
 from propeller.paddle.train.checkpoint import Checkpointer, set_weights
+from propeller.paddle.train.evaluation import evaluate
 from propeller.paddle.train.exporter import Exporter, export_bundle
 from propeller.paddle.train.hooks import Hook
 from propeller.paddle.train.model import Batch, Model, ModelFactory, build_model, to_numpy
@@ -55,6 +56,7 @@ class Learner:
         self._warm_start_setting = warm_start_setting
         self._checkpointer = Checkpointer(run_config.model_dir, run_config.max_ckpt)
         self._model: Model | None = None
+        self._has_weights = False
 
     @property
     def model(self) -> Model:
@@ -62,7 +64,7 @@ class Learner:
         if self._model is None:
             set_device(self.run_config.device)
             paddle.seed(self.run_config.seed)
-            np.random.seed(self.run_config.seed & 0xFFFFFFFF)  # for user code that draws from numpy
+            np.random.seed(self.run_config.seed)  # for user code that draws from numpy
             self._model = build_model(self._factory, self.hparams, RunMode.TRAIN, self.run_config)
         return self._model
 
@@ -91,6 +93,8 @@ class Learner:
             PropellerError: see `propeller.paddle.train.loop.train`; also if another process uses
                 `model_dir`.
         """
+        if exporters and not eval_datasets:
+            raise ConfigError("An exporter exports after an evaluation, but there is no evaluation set.")
         model_dir = Path(self.run_config.model_dir)
         with atomic.FolderLock(model_dir):
             model = self.model
@@ -108,6 +112,7 @@ class Learner:
                 checkpointer=self._checkpointer,
                 step_strategy=step_strategy,
             )
+            self._has_weights = True
             return loop.train(job)
 
     def evaluate(self, eval_dataset: Dataset, *, ckpt: int | None = None) -> dict[str, Any]:
@@ -117,14 +122,18 @@ class Learner:
             `loss`, every metric by name, and `n`.
         """
         self._restore(ckpt)
-        return loop.evaluate(self.model, eval_dataset, self.run_config.eval_max_steps)
+        return evaluate(self.model, eval_dataset, self.run_config.eval_max_steps)
 
     def predict(self, dataset: Dataset, *, ckpt: int | None = None) -> Iterator[dict[str, Any]]:
         """Yields the outputs of each example, in order.
 
         Args:
             dataset: batches, without labels or with.
-            ckpt: None predicts with the live model; a step, or -1 for the newest, with a checkpoint.
+            ckpt: None predicts with the live model (the newest checkpoint, or the warm start, where
+                nothing was trained yet); a step, or -1 for the newest, with a checkpoint.
+
+        Raises:
+            CheckpointError: there are no weights to predict with.
         """
         self._restore(ckpt)
         model = self.model
@@ -160,7 +169,9 @@ class Learner:
                 bundle's outputs are not the model's.
         """
         self._restore(ckpt)
-        columns = next(iter(dataset))
+        columns = next(iter(dataset), None)
+        if columns is None:
+            raise DataError("The data to compare the export on gave no batch.")
         try:
             with atomic.new_folder(Path(folder)) as target:
                 export_bundle(target, self.model, columns, processor=processor, metrics={})
@@ -169,12 +180,18 @@ class Learner:
         return read_bundle(folder)
 
     def _restore(self, ckpt: int | None) -> None:
-        if ckpt is None:
+        """Puts weights into the live model: those of a checkpoint, or any if it has none but random ones."""
+        if ckpt is None and self._has_weights:
             return
-        checkpoint = self._checkpointer.load_latest() if ckpt == -1 else self._checkpointer.load(ckpt)
-        if checkpoint is None:
+        newest = ckpt is None or ckpt == -1
+        checkpoint = self._checkpointer.load_latest() if newest else self._checkpointer.load(ckpt or 0)
+        if checkpoint is not None:
+            set_weights(self.model, checkpoint.model, self._checkpointer.path(checkpoint.state.step))
+        elif ckpt is None and self._warm_start_setting is not None:
+            warm_start(self.model, self._warm_start_setting)
+        else:
             raise CheckpointError(f"{self._checkpointer.folder} has no checkpoint. Train first.")
-        set_weights(self.model, checkpoint.model, self._checkpointer.path(checkpoint.state.step))
+        self._has_weights = True
 
     def _write_run_file(self, model_dir: Path) -> None:
         resolved = {
@@ -229,8 +246,9 @@ def warm_start(model: Model, setting: WarmStartSetting) -> None:
     model.set_state_dict({**model.state_dict(), **loaded})  # all names, else Paddle warns of each new one
     left = sorted(set(tensors) - {setting.mapping.get(name, name) for name in loaded})
     log.info(
-        "warm start: %d tensors loaded; new: %s; left over: %s",
+        "warm start: %d tensors loaded: %s; new: %s; left over: %s",
         len(loaded),
+        ", ".join(loaded),
         ", ".join(new) or "none",
         ", ".join(left) or "none",
     )

@@ -7,32 +7,32 @@
         seed -> forward -> loss -> finite? -> backward -> clip -> optimizer -> schedule
         step += 1
         step_end
-        evaluate, if due        -> eval_end
-        export, if better
+        evaluate, if due; export, if better -> eval_end
         checkpoint, if due      -> checkpoint_saved
         stop, if asked or at the last step
     train_end, also after a crash
 
-Evaluation, export and checkpoint always run at the last step. The export comes first: a run killed between
-the two evaluates that step once more and finds its best in place, where the other order would lose it.
-Hooks watch; they do not change this.
+Evaluation, export and checkpoint always run at the last step. The checkpoint comes last: a run killed
+before it evaluates that step once more and finds its best in place, where the other order would lose it. An
+evaluation that a signal cuts short, or an export that fails, is noted in the checkpoint and made up for when
+the run goes on. Hooks watch; they do not change this.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import logging
 import math
+import random
 import signal
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from propeller import atomic
 from propeller.data import Dataset
 from propeller.errors import DataError, Interrupted, NonFiniteLossError
 from propeller.paddle.runtime import paddle
@@ -45,14 +45,14 @@ from propeller.paddle.train.checkpoint import (
     set_optimizer_tensors,
     set_weights,
 )
+from propeller.paddle.train.evaluation import CutShort, evaluate_all
 from propeller.paddle.train.exporter import Exporter
 from propeller.paddle.train.hooks import Hook, StepResult, check_hooks
-from propeller.paddle.train.model import Batch, Model, label_columns, run_loss, to_numpy
+from propeller.paddle.train.model import Batch, Model, run_loss
 from propeller.types import RunConfig, RunMode, RunState
 
 log = logging.getLogger("propeller")
 
-Results = dict[str, dict[str, Any]]
 StepStrategy = Callable[[Model, "paddle.optimizer.Optimizer", Batch], float]
 
 
@@ -113,14 +113,21 @@ def train(job: Job) -> RunState:
         for hook in job.hooks:
             reason = hook.train_begin(config, state, last) or reason
             begun.append(hook)
-        if last is not None and state.step >= last:
-            reason = f"step {last} is already reached"
-        if reason is not None:
-            log.info("nothing to do: %s", reason)
-            return state
-        model.mode = RunMode.TRAIN
+        _hook_states(job)  # what JSON cannot hold shows now, not at the first checkpoint
         batches = _last_marked(job.train_dataset.iterate(position, seed=config.seed), state)
         with contextlib.closing(batches), _catch_signals() as caught:
+            if state.evaluation_due:
+                state, asked = _evaluate(job, state, caught)
+                reason = asked or reason
+                _save(job, state, position)
+                if caught:
+                    raise _interrupted(caught[0], state)
+            if last is not None and state.step >= last:
+                reason = f"step {last} is already reached"
+            if reason is not None:
+                log.info("nothing to do: %s", reason)
+                return state
+            model.mode = RunMode.TRAIN
             for columns, position, is_last in batches:
                 for hook in job.hooks:
                     hook.step_begin(state)
@@ -128,16 +135,13 @@ def train(job: Job) -> RunState:
                 state = _advanced(state, result, job.train_dataset.epoch(position))
                 reason = _asked([hook.step_end(state, result) for hook in job.hooks])
                 done = is_last or state.step == last or reason is not None
-                results: Results = {}
-                if _due(config.eval_steps, config, state, done):
-                    results = evaluate_all(model, job.eval_datasets, config.eval_max_steps, state.step)
-                    if results:
-                        reason = _asked([hook.eval_end(state, results) for hook in job.hooks]) or reason
-                    done = done or reason is not None
                 try:
-                    for exporter in job.exporters if results else ():
-                        exporter.export(model, state, results, columns)
-                finally:  # what a failing export cannot undo
+                    if _due(config.eval_steps, config, state, done):
+                        state = dataclasses.replace(state, evaluation_due=True)
+                        state, asked = _evaluate(job, state, caught)
+                        reason = asked or reason
+                        done = done or reason is not None
+                finally:  # a failing export must not cost the steps
                     if caught or _due(config.save_steps, config, state, done):
                         _save(job, state, position)
                 if caught:
@@ -195,8 +199,7 @@ def _last_marked(
 
 
 def _step(job: Job, state: RunState, batch: Batch) -> StepResult:
-    # Dropout and the like are a function of (seed, step), so a resume needs no generator state.
-    paddle.seed((job.run_config.seed << 32) + state.step)
+    _seed(job.run_config.seed, state.step)
     learning_rate = job.optimizer.get_lr()
     try:
         loss = job.step_strategy(job.model, job.optimizer, batch)
@@ -213,6 +216,13 @@ def _step(job: Job, state: RunState, batch: Batch) -> StepResult:
     return StepResult(loss, learning_rate, batch.num_examples, batch.num_tokens)
 
 
+def _seed(seed: int, step: int) -> None:
+    """Makes dropout and the like a function of (seed, step), so that a resume needs no generator state."""
+    paddle.seed((seed << 32) + step)
+    np.random.seed(np.random.SeedSequence([seed, step]).generate_state(4))
+    random.seed((seed << 32) + step)
+
+
 def _advanced(state: RunState, result: StepResult, epoch: int) -> RunState:
     return RunState(
         step=state.step + 1,
@@ -224,6 +234,28 @@ def _advanced(state: RunState, result: StepResult, epoch: int) -> RunState:
 
 def _asked(reasons: Sequence[str | None]) -> str | None:
     return next((reason for reason in reasons if reason is not None), None)
+
+
+def _evaluate(job: Job, state: RunState, caught: Sequence[int]) -> tuple[RunState, str | None]:
+    """Evaluates every set, exports what is better, tells the hooks.
+
+    Returns:
+        The state, in which an evaluation is no longer due unless a signal cut it short, and a hook's
+        reason to stop.
+    """
+    config = job.run_config
+    try:
+        results = evaluate_all(
+            job.model, job.eval_datasets, config.eval_max_steps, state.step, stop=lambda: bool(caught)
+        )
+    except CutShort:
+        return state, None
+    if results:
+        columns = next(iter(next(iter(job.eval_datasets.values()))))
+        for exporter in job.exporters:
+            exporter.export(job.model, state, results, columns)
+    state = dataclasses.replace(state, evaluation_due=False)
+    return state, _asked([hook.eval_end(state, results) for hook in job.hooks]) if results else None
 
 
 def _due(every: int, config: RunConfig, state: RunState, done: bool) -> bool:
@@ -245,65 +277,22 @@ def _save(job: Job, state: RunState, position: Any) -> None:
             model=weights,
             optimizer=optimizer_tensors(job.optimizer, job.model),
             schedule=schedule_state(job.optimizer),
-            hooks={hook.name: hook.state_dict() for hook in job.hooks},
+            hooks=_hook_states(job),
         )
     )
     for hook in job.hooks:
         hook.checkpoint_saved(state, path)
 
 
-def evaluate_all(
-    model: Model, datasets: Mapping[str, Dataset], max_batches: int | None, step: int
-) -> Results:
-    """Evaluates every set and logs a line for each; see `evaluate`."""
-    results: Results = {}
-    for name, dataset in datasets.items():
-        started = time.monotonic()
-        results[name] = evaluate(model, dataset, max_batches)
-        shown = ", ".join(
-            f"{key}: {value:.6f}" if isinstance(value, float) else f"{key}: {value}"
-            for key, value in results[name].items()
-        )
-        log.info(
-            "[%s evaluation] %s, elapsed: %.1f s, step: %d", name, shown, time.monotonic() - started, step
-        )
-    return results
-
-
-def evaluate(model: Model, dataset: Dataset, max_batches: int | None = None) -> dict[str, Any]:
-    """Runs the model over a set in EVAL mode and puts its mode back.
-
-    Returns:
-        `loss` (the mean by the model's own weights), every metric by name, and `n`, the examples.
+def _hook_states(job: Job) -> dict[str, Any]:
+    """The state of each hook by its name.
 
     Raises:
-        DataError: the set is empty, or has no labels.
+        ConfigError: JSON cannot hold it.
     """
-    metrics = model.metrics()
-    total, weight, count = 0.0, 0.0, 0
-    before, model.mode = model.mode, RunMode.EVAL
-    try:
-        with paddle.no_grad(), contextlib.closing(dataset.iterate()) as batches:
-            for columns, _ in itertools.islice(batches, max_batches):
-                batch = Batch.of(model, columns)
-                predictions = model(batch.features)
-                batch_total, batch_weight = run_loss(model, predictions, batch)
-                total, weight = total + batch_total.item(), weight + batch_weight
-                count += batch.num_examples
-                outputs, labels = to_numpy(predictions), label_columns(model, columns)
-                for metric in metrics.values():
-                    metric.update(outputs, labels, columns)
-    finally:
-        model.mode = before
-    if not count:
-        raise DataError("The evaluation data gave no batch.")
-    computed = {name: _plain(metric.compute()) for name, metric in metrics.items()}
-    return {"loss": total / weight, **computed, "n": count}
-
-
-def _plain(value: Any) -> Any:
-    """Python's own numbers and lists for numpy's, which JSON cannot hold."""
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+    states = {hook.name: hook.state_dict() for hook in job.hooks}
+    atomic.to_json(states)
+    return states
 
 
 @contextlib.contextmanager
@@ -318,7 +307,6 @@ def _catch_signals() -> Iterator[list[int]]:
     def note(number: int, frame: Any) -> None:
         caught.append(number)
         signal.signal(number, previous[number])
-        log.info("%s: stopping after this step", signal.Signals(number).name)
 
     for number in previous:
         signal.signal(number, note)

@@ -24,12 +24,14 @@ class Model(paddle.nn.Layer, abc.ABC):
     Attributes:
         inputs: what `forward` takes, by name, dtype and axes; an export needs it. None hands every
             numeric column but the labels to `forward`.
+        axis_limits: how long a named axis of the inputs can be, such as `{"seq_len": 512}`.
         label_names: the columns that `loss` and the metrics get. They may be absent in prediction.
         hparams: the hyper-parameters.
         run_config: the run configuration.
     """
 
     inputs: tuple[ArraySpec, ...] | None = None
+    axis_limits: Mapping[str, int] = {}
     label_names: ClassVar[tuple[str, ...]] = ("label",)
 
     def __init__(self, hparams: HParams, mode: RunMode, run_config: RunConfig):

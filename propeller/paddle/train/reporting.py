@@ -47,8 +47,11 @@ class LoggingHook(Hook):
         self._results.append(result)
         self._seconds += now - self._since if self._since is not None else 0.0
         self._since = now  # waiting for the next batch counts
-        if state.step % self._log_steps:
-            return
+        if state.step % self._log_steps == 0:
+            self._report(state)
+
+    def _report(self, state: RunState) -> None:
+        result = self._results[-1]
         seconds = max(self._seconds, 1e-9)
         steps = len(self._results)
         loss = sum(result.loss for result in self._results) / steps
@@ -85,6 +88,10 @@ class LoggingHook(Hook):
     def _pause(self) -> None:
         """Evaluations, checkpoints and exports are no training time; the next step starts the clock."""
         self._since = None
+
+    def train_end(self, state: RunState, error: BaseException | None) -> None:
+        if self._results:
+            self._report(state)
 
     def _append(self, **line: Any) -> None:
         with open(self._path, "a", encoding="utf-8") as file:
@@ -173,7 +180,10 @@ class CurvesHook(Hook):
     def train_end(self, state: RunState, error: BaseException | None) -> None:
         lines = read_metrics(self._folder / METRICS_FILE)
         if lines and importlib.util.find_spec("matplotlib") is not None:
-            draw_curves(lines, self._folder / "curves.png")
+            try:
+                draw_curves(lines, self._folder / "curves.png")
+            except OSError as error:  # no reason to fail a run that is done
+                log.warning("no curves: %s", error)
 
 
 def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:

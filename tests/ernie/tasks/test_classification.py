@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from ernie.tasks.classification import (
     number_labels,
     raw_label_column,
 )
-from ernie.tokenizing import load_tokenizer
-from propeller.bundle import ArraySpec, read_bundle, write_bundle
+from ernie.tokenizing import library_versions, load_tokenizer
+from propeller.bundle import ArraySpec, read_bundle, write_bundle, write_probe
 from propeller.errors import ConfigError, DataError
 from propeller.processor import find_processor
 
@@ -133,6 +134,9 @@ def test_metrics(make):
 def test_saved_in_a_bundle_and_loaded_by_name(make, tmp_path):
     processor = make(labels=["no", "yes"], max_seqlen=6, pair=True)
     specs = (ArraySpec("input_ids", "int64", ("batch", "seq_len")),)
+    for name in ("model.json", "model.pdiparams"):
+        (tmp_path / name).write_bytes(b"opaque here")
+    write_probe(tmp_path, {"input_ids": np.zeros((1, 1), np.int64)}, {})
     write_bundle(tmp_path, inputs=specs, outputs=(), processor=processor, metrics={}, metadata={})
     loaded = read_bundle(tmp_path).processor()
     assert type(loaded) is find_processor("classification") is ClassificationProcessor
@@ -152,6 +156,26 @@ def test_fingerprint_tells_settings_apart(make, tmp_path):
     others = [make(["0", "2"]), make(["1", "0"]), make(None), make(max_seqlen=9), make(pair=True), cased]
     assert len({processor.fingerprint for processor in [make(), *others]}) == 7
     assert make().fingerprint == make().fingerprint
+
+
+@pytest.mark.parametrize("library", ["tokenizers", "sentencepiece"])
+def test_fingerprint_tells_the_libraries_versions_apart(make, monkeypatch, library):
+    before = make().fingerprint
+    tokens = make().tokenizer.fingerprint
+    real = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "99.0" if name == library else real(name))
+    assert make().fingerprint != before
+    again = load_tokenizer(None, vocab_file={token: id for id, token in enumerate(VOCABULARY)})
+    assert again.fingerprint == tokens, "which a client compares with its server's"
+
+
+def test_fingerprint_without_a_library(make, monkeypatch):
+    def version(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert library_versions() == {}
+    assert len(make().fingerprint) == 64
 
 
 def _vocabulary(folder):

@@ -211,3 +211,12 @@ def test_bucket_mixes_examples_of_one_length_anew_each_epoch():
 def test_bucket_works_for_evaluation_without_shuffle():
     ids = sum([batch["id"].tolist() for batch in of_length(*range(1, 11)).bucket(batch_size=4)], [])
     assert sorted(ids) == list(range(10))
+
+
+def test_bucket_before_repeat_keeps_each_epoch_whole():
+    dataset = of_length(*range(1, 14)).shuffle().bucket(batch_size=4, pool_size=8).repeat(3)
+    batches = [batch["id"].tolist() for batch in dataset]
+    per_epoch = len(batches) // 3
+    for epoch in range(3):
+        ids = sum(batches[epoch * per_epoch : (epoch + 1) * per_epoch], [])
+        assert sorted(ids) == list(range(13))

@@ -356,6 +356,14 @@ def test_old_caches_of_a_source_do_not_pile_up(tmp_path, cache_dir):
     assert [name for name in os.listdir(cache_dir) if name.endswith(".tmp")] == [".dev-unrelated.tmp"]
 
 
+def test_another_release_builds_its_own(tmp_path, cache_dir, monkeypatch):
+    path = write(tmp_path / "train.tsv")
+    columns().build_dataset("train", data_dir=path, cache_dir=cache_dir)
+    monkeypatch.setattr("propeller.data.cache.__version__", "99.0")
+    assert texts(columns().build_dataset("train", data_dir=path, cache_dir=cache_dir)) == EXPECTED
+    assert len(caches(cache_dir)) == 2
+
+
 def test_a_damaged_cache_is_built_again(tmp_path, cache_dir, caplog):
     path = write(tmp_path / "train.tsv")
     columns().build_dataset("train", data_dir=path, cache_dir=cache_dir)
@@ -390,7 +398,7 @@ def test_a_folder_that_cannot_be_written_is_replaced_with_a_warning(tmp_path, ca
     dataset = columns().build_dataset("train", data_dir=path, cache_dir=path / "cache")
     assert texts(dataset) == EXPECTED
     (record,) = caplog.records
-    assert record.levelno == logging.WARNING
+    assert (record.levelno, record.name) == (logging.WARNING, "propeller")
     assert "cannot write the cache folder" in record.getMessage()
 
 

@@ -1,0 +1,101 @@
+"""Evaluation: one pass over a set in EVAL mode, streaming its metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from propeller.data import Dataset
+from propeller.errors import ConfigError, DataError
+from propeller.paddle.runtime import paddle
+from propeller.paddle.train.model import Batch, Model, label_columns, run_loss, to_numpy
+from propeller.types import RunMode
+
+log = logging.getLogger("propeller")
+
+Results = dict[str, dict[str, Any]]
+
+
+class CutShort(Exception):
+    """An evaluation was asked to stop."""
+
+
+def evaluate_all(
+    model: Model,
+    datasets: Mapping[str, Dataset],
+    max_batches: int | None,
+    step: int,
+    stop: Callable[[], bool],
+) -> Results:
+    """Evaluates every set and logs a line for each; see `evaluate`."""
+    results: Results = {}
+    for name, dataset in datasets.items():
+        started = time.monotonic()
+        results[name] = evaluate(model, dataset, max_batches, stop)
+        shown = ", ".join(
+            f"{key}: {value:.6f}" if isinstance(value, float) else f"{key}: {value}"
+            for key, value in results[name].items()
+        )
+        log.info(
+            "[%s evaluation] %s, elapsed: %.1f s, step: %d", name, shown, time.monotonic() - started, step
+        )
+    return results
+
+
+def evaluate(
+    model: Model,
+    dataset: Dataset,
+    max_batches: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Runs the model over a set in EVAL mode and puts its mode back.
+
+    Args:
+        model: the live model.
+        dataset: batches with labels.
+        max_batches: at most so many; None takes all.
+        stop: asked before each batch whether to give up.
+
+    Returns:
+        `loss` (the mean by the model's own weights), every metric by name, and `n`, the examples.
+
+    Raises:
+        DataError: the set is empty, or has no labels.
+        ConfigError: a metric is called `loss` or `n`, which the result has already.
+        CutShort: `stop` said so.
+    """
+    metrics = model.metrics()
+    if taken := {"loss", "n"} & metrics.keys():
+        raise ConfigError(f"A metric cannot be called {min(taken)!r}: every evaluation has that already.")
+    total, weight, count = 0.0, 0.0, 0
+    before, model.mode = model.mode, RunMode.EVAL
+    try:
+        with paddle.no_grad(), contextlib.closing(dataset.iterate()) as batches:
+            for columns, _ in itertools.islice(batches, max_batches):
+                if stop():
+                    raise CutShort
+                batch = Batch.of(model, columns)
+                predictions = model(batch.features)
+                batch_total, batch_weight = run_loss(model, predictions, batch)
+                total, weight = total + batch_total.item(), weight + batch_weight
+                count += batch.num_examples
+                outputs, labels = to_numpy(predictions), label_columns(model, columns)
+                for metric in metrics.values():
+                    metric.update(outputs, labels, columns)
+    finally:
+        model.mode = before
+    if not count:
+        raise DataError("The evaluation data gave no batch.")
+    computed = {name: _plain(metric.compute()) for name, metric in metrics.items()}
+    return {"loss": total / weight, **computed, "n": count}
+
+
+def _plain(value: Any) -> Any:
+    """Python's own numbers and lists for numpy's, which JSON cannot hold."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
