@@ -36,7 +36,7 @@ NOBODY_IMPORTS = ("example", "distill", "script", "inference", "tests")
 # In `propeller/paddle/train`: a module imports from lines above it only.
 TRAIN_LAYERS = (
     ("model", "hooks"),
-    ("checkpoint", "exporter", "reporting"),
+    ("checkpoint", "evaluation", "exporter", "reporting"),
     ("loop",),
     ("learner",),
 )

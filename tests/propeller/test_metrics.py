@@ -448,12 +448,6 @@ def test_mean_of_what_is_not_finite() -> None:
     assert mean_of({"loss": [1.0, math.nan], "w": [1, 0]}, weight="w") == 1.0
 
 
-def test_mean_says_which_way_is_better() -> None:
-    assert Mean("loss").greater_is_better
-    assert not Mean("loss", greater_is_better=False).greater_is_better
-    assert Mean.greater_is_better
-
-
 def test_mean_refuses() -> None:
     with pytest.raises(ConfigError, match="'loss'.*'losses'.*Did you mean 'losses'"):
         mean_of({}, {"losses": [1.0]})

@@ -28,14 +28,15 @@ class LoggingHook(Hook):
 
     name = "logging"
 
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}  # since the last log line
+
     def train_begin(self, run_config: RunConfig, state: RunState, last_step: int | None) -> None:
         self._log_steps, self._last_step = run_config.log_steps, last_step
         self._path = Path(run_config.model_dir) / METRICS_FILE
         # Steps after the checkpoint that this run goes on from will be made, and logged, once more.
         kept = [line for line in read_metrics(self._path) if line["step"] <= state.step]
         atomic.write_text(self._path, "".join(atomic.to_json(line) + "\n" for line in kept))
-        self._results: list[StepResult] = []
-        self._seconds = 0.0
         self._since: float | None = None
 
     def step_begin(self, state: RunState) -> None:
@@ -43,39 +44,40 @@ class LoggingHook(Hook):
             self._since = time.monotonic()
 
     def step_end(self, state: RunState, result: StepResult) -> None:
-        now = time.monotonic()
-        self._results.append(result)
-        self._seconds += now - self._since if self._since is not None else 0.0
+        now, sums = time.monotonic(), self._sums
+        seconds = now - self._since if self._since is not None else 0.0
         self._since = now  # waiting for the next batch counts
+        self._learning_rate = result.learning_rate
+        for name, value in (
+            ("steps", 1),
+            ("loss", result.loss),
+            ("examples", result.num_examples),
+            ("tokens", result.num_tokens),
+            ("seconds", seconds),
+        ):
+            sums[name] = sums.get(name, 0) + value
         if state.step % self._log_steps == 0:
             self._report(state)
 
     def _report(self, state: RunState) -> None:
-        result = self._results[-1]
-        seconds = max(self._seconds, 1e-9)
-        steps = len(self._results)
-        loss = sum(result.loss for result in self._results) / steps
-        examples_per_s = sum(result.num_examples for result in self._results) / seconds
-        tokens_per_s = sum(result.num_tokens for result in self._results) / seconds
+        sums, self._sums = self._sums, {}
+        seconds = max(sums["seconds"], 1e-9)
+        line = {
+            "loss": sums["loss"] / sums["steps"],
+            "learning_rate": self._learning_rate,
+            "examples_per_s": sums["examples"] / seconds,
+            "tokens_per_s": sums["tokens"] / seconds,
+        }
         of, left = "", ""
         if self._last_step is not None:
             of = f"/{self._last_step}"
-            left = f", left: {(self._last_step - state.step) * seconds / steps:.0f} s"
+            left = f", left: {(self._last_step - state.step) * seconds / sums['steps']:.0f} s"
         log.info(
-            f"step: {state.step}{of}, epoch: {state.epoch}, loss: {loss:.6f}, "
-            f"lr: {result.learning_rate:.3g}, {examples_per_s:.1f} examples/s, "
-            f"{tokens_per_s:.0f} tokens/s{left}"
+            f"step: {state.step}{of}, epoch: {state.epoch}, loss: {line['loss']:.6f}, "
+            f"lr: {line['learning_rate']:.3g}, {line['examples_per_s']:.1f} examples/s, "
+            f"{line['tokens_per_s']:.0f} tokens/s{left}"
         )
-        self._append(
-            event="train",
-            step=state.step,
-            epoch=state.epoch,
-            loss=loss,
-            learning_rate=result.learning_rate,
-            examples_per_s=examples_per_s,
-            tokens_per_s=tokens_per_s,
-        )
-        self._results, self._seconds = [], 0.0
+        self._append(event="train", step=state.step, epoch=state.epoch, **line)
 
     def eval_end(self, state: RunState, results: Results) -> None:
         for name, metrics in results.items():
@@ -90,8 +92,14 @@ class LoggingHook(Hook):
         self._since = None
 
     def train_end(self, state: RunState, error: BaseException | None) -> None:
-        if self._results:
+        if self._sums and error is None:  # what came after the last log step
             self._report(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._sums)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._sums = dict(state)
 
     def _append(self, **line: Any) -> None:
         with open(self._path, "a", encoding="utf-8") as file:

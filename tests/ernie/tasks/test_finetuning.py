@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import logging
 import shutil
@@ -290,7 +292,7 @@ class TestMaxSteps:
         ("hparams", "steps"),
         [
             ({"num_epochs": 1, "batch_size": 10}, 10),
-            ({"num_epochs": 3, "batch_size": 32}, 10),
+            ({"num_epochs": 3, "batch_size": 32}, 12),
             ({"num_epochs": 0.5, "batch_size": 10}, 5),
             ({"num_epochs": 1}, 4),
         ],
@@ -328,3 +330,16 @@ def test_bert_file_and_flags_make_a_configuration(tmp_path, vocab_file):
     check_hparams(hparams, [])
     config, _ = resolve_model(args, hparams)
     assert (config.hidden_size, config.layer_norm_eps, config.vocab_size) == (768, 1e-12, 21128)
+
+
+class TestEpochs:
+    def test_an_epoch_has_every_example_once(self, processor):
+        """Also where the pool of the length groups is larger than the data."""
+        examples = [{"input_ids": np.ones(1 + n % 7, np.int64), "row": n} for n in range(70)]
+        dataset = batched(Dataset.from_list(examples), HParams(batch_size=8), processor, train=True)
+        with contextlib.closing(dataset.iterate()) as batches:
+            taken = list(itertools.islice(batches, 18))
+        for epoch in (0, 1):
+            rows = [int(row) for batch, _ in taken[9 * epoch : 9 * epoch + 9] for row in batch["row"]]
+            assert sorted(rows) == list(range(70))
+        assert [dataset.epoch(position) for _, position in taken] == [0] * 9 + [1] * 9

@@ -107,10 +107,6 @@ class TestTraining:
         given = Training.of(HParams(learning_rate=1, lr_schedule="cosine", max_grad_norm=None, mine=3))
         assert given == Training(learning_rate=1, lr_schedule="cosine", max_grad_norm=None)
 
-    def test_keys_are_what_the_script_knows(self, root):
-        text = (root / "example" / "finetune_classifier.py").read_text("utf-8")
-        assert all(f'"{key}"' in text for key in Training.keys())
-
     @pytest.mark.parametrize(
         ("given", "message"),
         [

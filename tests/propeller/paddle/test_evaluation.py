@@ -12,9 +12,12 @@ from propeller.metrics import Metric
 from propeller.paddle.runtime import paddle
 from propeller.types import RunMode
 
+# Weights that are random on purpose: nothing of nothing is loaded.
+RANDOM = propeller.WarmStartSetting(dict, predicate=lambda name: False)
+
 
 def test_modes_are_put_back_after_an_error(toy, run_config, dev_data):
-    learner = propeller.Learner(toy, run_config())
+    learner = propeller.Learner(toy, run_config(), None, RANDOM)
     broken = dev_data.map(lambda batch: {"x": batch["label"]})
     for use in (lambda: learner.evaluate(broken), lambda: list(learner.predict(broken))):
         with pytest.raises(DataError, match=r"has the columns \['x'\].*missing: \['input_ids'\]"):
@@ -23,7 +26,7 @@ def test_modes_are_put_back_after_an_error(toy, run_config, dev_data):
 
 
 def test_evaluation_data_that_cannot_be_used(toy, run_config, train_data, dev_data):
-    learner = propeller.Learner(toy, run_config())
+    learner = propeller.Learner(toy, run_config(), None, RANDOM)
     with pytest.raises(DataError, match="The evaluation data gave no batch"):
         learner.evaluate(Dataset.from_list([]).padded_batch(2))
     unlabelled = dev_data.map(lambda batch: {"input_ids": batch["input_ids"]})
@@ -107,7 +110,7 @@ def test_evaluation_loss_divides_once_by_the_whole_weight(toy, run_config, dev_d
             weight = 1.0 + 2.0 * labels.astype("float32")
             return (each * weight).sum(), weight.sum()
 
-    learner = propeller.Learner(Weighted, run_config())
+    learner = propeller.Learner(Weighted, run_config(), None, RANDOM)
     logits = np.stack([row["logits"] for row in learner.predict(dev_data)]).astype(np.float64)
     labels = np.concatenate([batch["label"] for batch in dev_data])
     each = np.log(np.exp(logits).sum(1)) - logits[np.arange(100), labels]
@@ -148,7 +151,7 @@ def test_eval_max_steps_and_host_columns(toy, run_config, dev_data):
         def metrics(self):
             return {"watching": Watching()}
 
-    learner = propeller.Learner(WithMetric, run_config(eval_max_steps=2))
+    learner = propeller.Learner(WithMetric, run_config(eval_max_steps=2), None, RANDOM)
     results = learner.evaluate(dev_data)
     assert results["n"] == len(texts) == 64
     assert texts[:2] == ["row 0", "row 1"]

@@ -187,8 +187,9 @@ def test_a_damaged_bundle_is_named(folder, tmp_path):
         propeller.Predictor(tmp_path)
 
 
-def test_devices(folder):
-    with pytest.raises(ConfigError, match=r"runs on cpu or gpu\[:N\], got 'tpu'"):
-        propeller.Predictor(folder, device="tpu")
+def test_devices(folder, caplog):
+    with caplog.at_level("INFO", logger="propeller"):
+        assert propeller.Predictor(folder, device="xpu:0").mode == "onednn"
+    assert "does not run on xpu:0: predicting on the CPU" in caplog.text
     with pytest.raises(ConfigError, match="bf16 is for the CPU"):
         propeller.Predictor(folder, device="gpu", bf16=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,16 @@ import pytest
 
 import propeller.paddle as propeller
 from propeller.data import Dataset
-from propeller.errors import ConfigError, DataError, ExportError, NonFiniteLossError, PropellerError
+from propeller.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ExportError,
+    Interrupted,
+    NonFiniteLossError,
+    PropellerError,
+)
+from propeller.metrics import Acc
 from propeller.paddle.runtime import paddle
 from propeller.types import RunMode
 
@@ -92,18 +103,25 @@ def test_the_export_comes_before_the_checkpoint_which_its_failure_does_not_preve
     shown = [event[:2] for event in hook.events if not event[0].startswith("step")]
     assert shown == [
         ("train_begin", 0),
-        *[("eval_end", 2), ("export", 2), ("checkpoint_saved", 2)],
-        *[("eval_end", 4), ("export", 4), ("checkpoint_saved", 4)],
+        *[("export", 2), ("eval_end", 2), ("checkpoint_saved", 2)],
+        *[("export", 4), ("checkpoint_saved", 4)],
         ("train_end", 4),
     ]
+    # What failed is made up for before the next step.
+    again, notes = recorder(), Notes()
+    propeller.Learner(toy, run_config(max_steps=4, eval_steps=2, save_steps=2)).train(
+        train_data, eval_datasets={"dev": dev_data}, hooks=[again], exporters=[notes]
+    )
+    assert notes.steps == again.steps_of("eval_end") == [4] and again.steps_of("step_end") == []
 
 
 def test_without_evaluation_sets_nothing_is_evaluated(toy, run_config, train_data, recorder):
-    hook, notes = recorder(), Notes()
-    propeller.Learner(toy, run_config(max_steps=2, eval_steps=1)).train(
-        train_data, hooks=[hook], exporters=[notes]
-    )
-    assert hook.steps_of("eval_end") == notes.steps == []
+    hook = recorder()
+    config = run_config(max_steps=2, eval_steps=1)
+    with pytest.raises(ConfigError, match="no evaluation set"):
+        propeller.Learner(toy, config).train(train_data, exporters=[Notes()])
+    propeller.Learner(toy, config).train(train_data, hooks=[hook])
+    assert hook.steps_of("eval_end") == []
     assert hook.steps_of("checkpoint_saved") == [2]
 
 
@@ -350,3 +368,62 @@ def test_a_model_dir_that_cannot_be_used(toy, run_config, train_data, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PropellerError, match="file cannot be made or written"):
         propeller.Learner(toy, run_config("file")).train(train_data)
+
+
+def test_a_short_run_logs_its_loss(toy, run_config, train_data, metrics_of):
+    config = run_config(max_steps=3, log_steps=100)
+    propeller.Learner(toy, config).train(train_data)
+    assert [(line["event"], line["step"]) for line in metrics_of(config)] == [("train", 3)]
+
+
+def test_random_weights_are_never_used_in_silence(toy, run_config, train_data, dev_data, tmp_path):
+    fresh = propeller.Learner(toy, run_config())
+    with pytest.raises(CheckpointError, match="has no checkpoint. Train first"):
+        next(fresh.predict(dev_data))
+    with pytest.raises(CheckpointError, match="Train first"):
+        fresh.evaluate(dev_data)
+    with pytest.raises(CheckpointError, match="Train first"):
+        fresh.export(tmp_path / "bundle", dev_data)
+    trained = propeller.Learner(toy, run_config())
+    trained.train(train_data)
+    live = trained.evaluate(dev_data)
+    assert propeller.Learner(toy, run_config()).evaluate(dev_data) == live  # the newest checkpoint
+
+
+def test_a_signal_cuts_an_evaluation_short_and_nothing_is_lost(
+    toy, run_config, train_data, dev_data, recorder, metrics_of, weights_of, assert_same_bits
+):
+    """The evaluation is made up for on resume: the run ends like one that nobody disturbed."""
+    evaluated = []
+
+    def interrupting(batch):
+        evaluated.append(1)
+        if len(evaluated) == 6:  # in the second evaluation, of four batches each
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch
+
+    sets = {"dev": dev_data}
+    straight, disturbed = run_config("straight"), run_config("disturbed")
+    undisturbed = propeller.Learner(toy, straight)
+    undisturbed.train(train_data, eval_datasets=sets, exporters=[Notes()])
+    with pytest.raises(Interrupted):
+        propeller.Learner(toy, disturbed).train(
+            train_data, eval_datasets={"dev": dev_data.map(interrupting)}, exporters=[Notes()]
+        )
+    assert len(evaluated) < 8, "the evaluation went on to its end"
+    notes = Notes()
+    resumed = propeller.Learner(toy, disturbed)
+    resumed.train(train_data, eval_datasets=sets, exporters=[notes])
+    assert notes.steps == [40, 60]
+    assert_same_bits(weights_of(resumed.model), weights_of(undisturbed.model))
+    evaluations = [[line for line in metrics_of(c) if line["event"] == "eval"] for c in (straight, disturbed)]
+    assert evaluations[0] == evaluations[1]
+
+
+def test_metrics_cannot_take_the_names_of_every_evaluation(toy, run_config, train_data, dev_data):
+    class Clash(toy):
+        def metrics(self):
+            return {"loss": Acc()}
+
+    with pytest.raises(ConfigError, match="cannot be called 'loss'"):
+        propeller.Learner(Clash, run_config(max_steps=1)).train(train_data, eval_datasets={"dev": dev_data})

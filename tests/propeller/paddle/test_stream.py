@@ -6,6 +6,7 @@ import dataclasses
 import io
 import os
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,7 @@ class Numbers(Processor):
 @dataclasses.dataclass
 class _Bundle:
     inputs: tuple[ArraySpec, ...] = (ArraySpec("input_ids", "int64", ("batch", "seq_len"), pad_value=7),)
+    axis_limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 class Sums:
@@ -288,3 +290,30 @@ class TestPredictLines:
             questions.close()
             thread.join(60)
             assert not thread.is_alive()
+
+
+class _Picky(Sums):
+    """Fails on every batch that holds a 31, as a model does on an id it does not have."""
+
+    def predict(self, arrays):
+        if (arrays["input_ids"] == 31).any():
+            raise ValueError("id 31")
+        return super().predict(arrays)
+
+
+class _Short(Sums):
+    bundle = _Bundle(axis_limits={"seq_len": 30})
+
+
+def test_a_batch_that_fails_is_answered_one_by_one(processor):
+    raws = [{"ids": [number]} for number in (1, 31, 2)]
+    answers = stream.answer_all(_Picky(), processor, raws)
+    assert isinstance(answers[1], DataError) and "id 31" in str(answers[1])
+    assert not isinstance(answers[0], PropellerError) and not isinstance(answers[2], PropellerError)
+
+
+def test_padding_stays_within_the_positions(processor):
+    predictor = _Short()
+    stream.answer_all(predictor, processor, [{"ids": [1] * 27}, {"ids": [1] * 30}])
+    stream.answer_all(predictor, processor, [{"ids": [1] * 17}])
+    assert [shape[1] for shape in predictor.shapes] == [30, 24]

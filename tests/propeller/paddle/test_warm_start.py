@@ -127,7 +127,8 @@ def test_mapping_predicate_and_new(model, tensors, weights_of, caplog):
     ):
         np.testing.assert_array_equal(after[name], expected, err_msg=name)
     assert caplog.messages == [
-        "warm start: 2 tensors loaded; new: out.weight, out.bias; left over: norm.bias, out.weight, pooler"
+        "warm start: 2 tensors loaded: table.weight, norm.weight; new: out.weight, out.bias; "
+        "left over: norm.bias, out.weight, pooler"
     ]
 
 
