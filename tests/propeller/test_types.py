@@ -101,7 +101,9 @@ def test_check_names_typing_slips_and_lists_what_is_not_used():
 
 
 def test_run_state_and_mode():
-    assert dataclasses.asdict(RunState()) == {"step": 0, "epoch": 0, "examples": 0, "tokens": 0}
+    assert dataclasses.asdict(RunState()) == {
+        **{"step": 0, "epoch": 0, "examples": 0, "tokens": 0, "evaluation_due": False}
+    }
     with pytest.raises(dataclasses.FrozenInstanceError):
         RunState().step = 3
     assert [mode.value for mode in RunMode] == ["train", "eval", "predict"]

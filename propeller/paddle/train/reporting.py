@@ -28,15 +28,13 @@ class LoggingHook(Hook):
 
     name = "logging"
 
-    def __init__(self) -> None:
-        self._sums: dict[str, float] = {}  # since the last log line
-
     def train_begin(self, run_config: RunConfig, state: RunState, last_step: int | None) -> None:
         self._log_steps, self._last_step = run_config.log_steps, last_step
         self._path = Path(run_config.model_dir) / METRICS_FILE
         # Steps after the checkpoint that this run goes on from will be made, and logged, once more.
         kept = [line for line in read_metrics(self._path) if line["step"] <= state.step]
         atomic.write_text(self._path, "".join(atomic.to_json(line) + "\n" for line in kept))
+        self._sums: dict[str, float] = {}  # since the last log line
         self._since: float | None = None
 
     def step_begin(self, state: RunState) -> None:
@@ -94,12 +92,6 @@ class LoggingHook(Hook):
     def train_end(self, state: RunState, error: BaseException | None) -> None:
         if self._sums and error is None:  # what came after the last log step
             self._report(state)
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(self._sums)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._sums = dict(state)
 
     def _append(self, **line: Any) -> None:
         with open(self._path, "a", encoding="utf-8") as file:

@@ -286,6 +286,18 @@ class TestBatches:
         with pytest.raises(ConfigError, match="batch_size must be a whole number of at least 1"):
             batched(dataset, HParams(batch_size=size), processor, train=True)
 
+    def test_an_epoch_has_every_example_once(self, processor):
+        """Also where the pool of the length groups is larger than the data."""
+        examples = [{"input_ids": np.ones(1 + n % 7, np.int64), "row": n} for n in range(70)]
+        dataset = batched(Dataset.from_list(examples), HParams(batch_size=8), processor, train=True)
+        with contextlib.closing(dataset.iterate()) as batches:
+            taken = list(itertools.islice(batches, 18))
+        for epoch in (0, 1):
+            rows = [int(row) for batch, _ in taken[9 * epoch : 9 * epoch + 9] for row in batch["row"]]
+            assert sorted(rows) == list(range(70))
+        assert [dataset.epoch(position) for _, position in taken] == [0] * 9 + [1] * 9
+
+
 
 class TestMaxSteps:
     @pytest.mark.parametrize(
@@ -330,16 +342,3 @@ def test_bert_file_and_flags_make_a_configuration(tmp_path, vocab_file):
     check_hparams(hparams, [])
     config, _ = resolve_model(args, hparams)
     assert (config.hidden_size, config.layer_norm_eps, config.vocab_size) == (768, 1e-12, 21128)
-
-
-class TestEpochs:
-    def test_an_epoch_has_every_example_once(self, processor):
-        """Also where the pool of the length groups is larger than the data."""
-        examples = [{"input_ids": np.ones(1 + n % 7, np.int64), "row": n} for n in range(70)]
-        dataset = batched(Dataset.from_list(examples), HParams(batch_size=8), processor, train=True)
-        with contextlib.closing(dataset.iterate()) as batches:
-            taken = list(itertools.islice(batches, 18))
-        for epoch in (0, 1):
-            rows = [int(row) for batch, _ in taken[9 * epoch : 9 * epoch + 9] for row in batch["row"]]
-            assert sorted(rows) == list(range(70))
-        assert [dataset.epoch(position) for _, position in taken] == [0] * 9 + [1] * 9
