@@ -52,7 +52,7 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
     finetuning.check_hparams(hparams, Training.keys())
     files = DataFiles.of(args)
     config, tokenizer = finetuning.resolve_model(args, hparams)
-    names = args.columns.split(",") if args.columns else None
+    names = [name.strip() for name in args.columns.split(",")] if args.columns else None
     raw = file_columns(raw_label_column(), names=names)
     log.info("columns of %s: %s", files.train, ", ".join(next(rows(raw, files.train))))
     processor = ClassificationProcessor(

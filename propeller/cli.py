@@ -56,4 +56,7 @@ def run(main: Callable[[], int | None]) -> None:
         # Python would flush standard output once more at exit and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:  # a full disk, a folder without rights
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
     sys.exit(code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -200,10 +201,26 @@ def find_labels(train: Path, columns: FeatureColumns, wanted: Any) -> list[str] 
     else:
         found = (columns.read(part).map(_label_of) for part in source_files(train.name, data_dir=train))
         labels = number_labels(itertools.chain.from_iterable(found))
+        if wanted is None and all(map(_is_number, labels)) and not all(map(_is_whole, labels)):
+            raise ConfigError(
+                f"The labels of {train} are numbers such as {labels[0]}. For a regression set num_label "
+                "to 1; to take each for a class, set it to their number."
+            )
     if wanted is not None and wanted != len(labels):
         shown = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
         raise ConfigError(f"num_label is {wanted!r}, but there are {len(labels)} labels: {shown}.")
     return labels
+
+
+def _is_whole(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _label_of(row: Raw) -> str:
@@ -230,6 +247,6 @@ def _read_label_map(path: Path) -> list[str]:
 def number_labels(found: Iterable[str]) -> list[str]:
     """Label texts in the order of their ids: by value if all are whole numbers, else sorted as text."""
     texts = sorted(set(found))
-    if all(text.removeprefix("-").isdecimal() for text in texts):
+    if all(map(_is_whole, texts)):
         return sorted(texts, key=int)
     return texts

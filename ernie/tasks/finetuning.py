@@ -103,6 +103,8 @@ def _locate(name: str, args: argparse.Namespace) -> Path | None:
         return Path(flag)
     if args.data_dir is None:
         return None
+    if not Path(args.data_dir).is_dir():
+        raise ConfigError(f"--data_dir {args.data_dir} is no folder.")
     candidates = (Path(args.data_dir) / f"{name}{end}" for end in ("", ".tsv", ".tsv.gz"))
     found = [path for path in candidates if path.exists()]
     if len(found) > 1:
@@ -187,6 +189,8 @@ def batched(dataset: Dataset, hparams: HParams, processor: Processor, *, train: 
         ConfigError: `batch_size` is no positive whole number.
     """
     size = _batch_size(hparams)
+    if hparams.get("in_tokens", False) not in (True, False, None):  # 0 and 1 are equal to these
+        raise ConfigError(f"in_tokens must be true or false, got {hparams.in_tokens!r}.")
     budget = {"max_tokens": size} if hparams.get("in_tokens") else {"batch_size": size}
     if train:
         dataset = dataset.shuffle()
@@ -229,6 +233,8 @@ def predict_stdin(args: argparse.Namespace, run_config: RunConfig) -> int:
     Returns:
         The exit code: 1 with `--strict` if a line could not be read, else 0.
     """
+    if sys.stdin is None:
+        raise ConfigError("Standard input is closed: there are no lines to answer.")
     folder = Path(args.bundle or Path(run_config.model_dir) / "best" / "inference")
     bundle = read_bundle(folder)
     processor = bundle.processor()

@@ -174,6 +174,8 @@ class FeatureColumns:
                 folder differ in their columns.
         """
         paths = source_files(name, data_dir, files)
+        if self._file_columns is None:
+            self._check_headers(paths, use_gz)
         build = Build(
             name=name,
             sources=[(path, self._rows(path, use_gz)) for path in paths],
@@ -185,6 +187,14 @@ class FeatureColumns:
         if shuffle:
             dataset = dataset.shuffle(seed=seed)
         return dataset.repeat() if repeat else dataset
+
+    def _check_headers(self, paths: Sequence[Path], gz: bool | None) -> None:
+        """Refuses parts of which some have a header and some do not: by position they may be swapped."""
+        headers = {path: self._rows(path, gz).layout.has_header for path in paths}
+        if len(set(headers.values())) > 1:
+            having = next(path for path, has in headers.items() if has)
+            lacking = next(path for path, has in headers.items() if not has)
+            raise DataError(f"has no header, but {having.name} beside it has one", path=lacking, line=1)
 
     def _rows(self, path: Path, gz: bool | None) -> _Rows:
         try:

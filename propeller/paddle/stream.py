@@ -26,6 +26,11 @@ BATCH_ROWS = 32
 # Lengths are rounded up, since oneDNN prepares each new shape once and that costs milliseconds.
 LENGTH_MULTIPLE = 8
 
+_BLOCK_BYTES = 1 << 16
+_READ_AHEAD_BLOCKS = 16
+# How long a chunk that is not full waits for more: the reader gets its turn, nobody who types notices.
+_PAUSE_S = 0.005
+
 
 def answer_all(
     predictor: Predictor, processor: Processor, raws: Sequence[Raw | PropellerError]
@@ -92,38 +97,53 @@ def read_lines(source: BinaryIO, processor: Processor) -> Iterator[list[Raw | Pr
 
     A thread reads ahead, so that a chunk is complete when the reader has to wait: somebody who types
     gets each answer at once, a file is read in large chunks. Only `\\n`, or `\\r\\n`, ends a line.
+
+    Raises:
+        DataError: the input cannot be read any further; what was read before has been given.
     """
-    lines: queue.Queue[bytes | None | DataError] = queue.Queue(maxsize=CHUNK_ROWS)
-
-    def read() -> None:
-        try:
-            for line in source:
-                lines.put(line)
-            lines.put(None)
-        except (OSError, ValueError) as error:
-            lines.put(DataError(f"The input cannot be read any further: {error}."))
-
-    threading.Thread(target=read, name="stdin", daemon=True).start()
+    blocks: queue.Queue[list[bytes] | DataError | None] = queue.Queue(maxsize=_READ_AHEAD_BLOCKS)
+    threading.Thread(target=_read_blocks, args=(source, blocks), name="stdin", daemon=True).start()
     number = itertools.count(1)
-    while True:
-        chunk = [lines.get()]
-        while isinstance(chunk[-1], bytes) and len(chunk) < CHUNK_ROWS:
+    lines: list[bytes] = []
+    end: list[DataError | None] = []
+    while lines or not end:
+        while len(lines) < CHUNK_ROWS and not end:
             try:
-                chunk.append(lines.get_nowait())
+                block = blocks.get(timeout=_PAUSE_S if lines else None)
             except queue.Empty:
                 break
-        texts = [line for line in chunk if isinstance(line, bytes)]
-        if texts:
-            yield [_parsed(processor, text, next(number)) for text in texts]
-        if chunk[-1] is None:
-            return
-        if isinstance(chunk[-1], DataError):
-            raise chunk[-1]
+            if isinstance(block, list):
+                lines += block
+            else:
+                end.append(block)
+        chunk, lines = lines[:CHUNK_ROWS], lines[CHUNK_ROWS:]
+        if chunk:
+            yield [_parsed(processor, line, next(number)) for line in chunk]
+    if end[0] is not None:
+        raise end[0]
+
+
+def _read_blocks(source: BinaryIO, blocks: queue.Queue[list[bytes] | DataError | None]) -> None:
+    """Puts what can be read at a time, cut into lines; at the end None or the error."""
+    unfinished: list[bytes] = []
+    try:
+        while block := source.read1(_BLOCK_BYTES):  # type: ignore[attr-defined]  # returns what is there
+            if b"\n" not in block:
+                unfinished.append(block)
+                continue
+            *lines, rest = b"".join([*unfinished, block]).split(b"\n")
+            unfinished = [rest] if rest else []
+            blocks.put(lines)
+        if unfinished:
+            blocks.put([b"".join(unfinished)])
+        blocks.put(None)
+    except Exception as error:  # whatever it is, the consumer must not wait for more
+        blocks.put(DataError(f"The input cannot be read any further: {error}."))
 
 
 def _parsed(processor: Processor, line: bytes, number: int) -> Raw | PropellerError:
     try:
-        return processor.parse(line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8"))
+        return processor.parse(line.removesuffix(b"\r").decode("utf-8"))
     except UnicodeDecodeError as error:
         return DataError(f"line {number} is not UTF-8 ({error.reason} at byte {error.start})")
     except DataError as error:

@@ -57,6 +57,8 @@ def _tensor_files(path: Path) -> list[Path]:
 
 
 def _show(path: Path, files: list[Path]) -> int:
+    folder = path if path.is_dir() else path.parent
+    verified = verify(folder) if (folder / MANIFEST).exists() else None
     for file in files:
         print(f"{file.name}")
         count = 0
@@ -64,16 +66,15 @@ def _show(path: Path, files: list[Path]) -> int:
             count += array.size
             print(f"  {name:60} {dtype:5} {str(list(array.shape)):18} {_statistics(array)}")
         print(f"  {count:,} values")
-    folder = path if path.is_dir() else path.parent
     if (folder / STATE).exists():
         state: dict[str, Any] = json.loads((folder / STATE).read_text("utf-8"))
         print(STATE)
         for key, value in state.items():
             print(f"  {key}: {atomic.to_json(value)}")
-    if not (folder / MANIFEST).exists():
+    if verified is None:
         print("no manifest: nothing to verify")
-        return 0
-    print(f"{MANIFEST}: all checksums of {len(verify(folder)['files'])} files match")
+    else:
+        print(f"{MANIFEST}: all checksums of {len(verified['files'])} files match")
     return 0
 
 

@@ -224,7 +224,7 @@ BAD = {
     "other padding": ({"hparam": {"pad_token_id": 3}}, 2, "pads with id 0, the model with pad_token_id 3"),
     "long": ({"flags": ("--max_seqlen", 33)}, 2, "--max_seqlen 33 is beyond the 32 positions"),
     "short": ({"flags": ("--max_seqlen", 2)}, 2, "max_seqlen 2 leaves no room"),
-    "no data": ({"flags": ("--data_dir", "nowhere")}, 2, "No train data: name it with --train_set FILE"),
+    "no data": ({"flags": ("--data_dir", "nowhere")}, 2, "--data_dir nowhere is no folder"),
     "no file": ({"flags": ("--train_set", "nowhere")}, 2, "--train_set nowhere does not exist"),
     "no folder": ({"flags": ("--warm_start_from", "nowhere")}, 1, "nowhere is not a folder"),
     "no vocabulary": ({"flags": ("--vocab_file", "nowhere")}, 2, "Vocabulary nowhere cannot be read"),

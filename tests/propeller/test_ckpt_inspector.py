@@ -107,7 +107,8 @@ def test_damage_is_named(inspect, checkpoint):
     assert errors == f"error: {file} is damaged: its bytes do not match their sha256.\n"
     file.write_bytes(data[:-20])
     code, _, errors = inspect("show", checkpoint)
-    assert code == 1 and errors.startswith(f"error: {file} cannot be read: ") and "Traceback" not in errors
+    assert code == 1
+    assert errors == f"error: {file} has {len(data) - 20} bytes where {len(data)} were written.\n"
     (checkpoint / "optimizer.safetensors").unlink()
     code, _, errors = inspect("dump", checkpoint)
     assert code == 1 and str(file) in errors

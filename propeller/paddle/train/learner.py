@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import logging
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -206,8 +207,19 @@ class Learner:
             "device": paddle.get_device(),
         }
         text = atomic.to_json(resolved, indent=1)
+        if self._checkpointer.steps() and (model_dir / "run.json").exists():
+            _log_changes(json.loads((model_dir / "run.json").read_text("utf-8")), json.loads(text))
         log.info("configuration: %s", atomic.to_json(resolved))
         atomic.write_text(model_dir / "run.json", text + "\n")
+
+
+def _log_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Says what of the configuration is another than when the run began."""
+    for part in ("run_config", "hparams", "versions"):
+        for key in sorted({*before[part], *now[part]}):
+            old, new = (values[part].get(key) for values in (before, now))
+            if old != new:
+                log.warning("changed since this run was last started: %s.%s: %r -> %r", part, key, old, new)
 
 
 def warm_start(model: Model, setting: WarmStartSetting) -> None:

@@ -13,6 +13,7 @@ import pytest
 from ernie.tasks.classification import (
     ClassificationProcessor,
     file_columns,
+    find_labels,
     label_column,
     number_labels,
     raw_label_column,
@@ -266,3 +267,20 @@ class TestColumns:
 def test_needs_no_paddle(root):
     code = "import sys, ernie.tasks.classification, ernie.tasks.finetuning; sys.exit('paddle' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60).returncode == 0
+
+
+def test_numbers_for_labels_are_taken_for_a_regression_that_was_not_asked_for(tmp_path):
+    path = tmp_path / "train.tsv"
+    path.write_text("label\ttext_a\n0.5\ta\n3.8\tb\n", "utf-8")
+    columns = file_columns(raw_label_column())
+    with pytest.raises(ConfigError, match="For a regression set num_label to 1"):
+        find_labels(path, columns, None)
+    assert find_labels(path, columns, 1) is None
+    assert find_labels(path, columns, 2) == ["0.5", "3.8"]
+
+
+def test_an_empty_label_is_named(tmp_path):
+    path = tmp_path / "train.tsv"
+    path.write_text("label\ttext_a\n0\ta\n \tb\n1\tc\n", "utf-8")
+    with pytest.raises(DataError, match=r"train.tsv:3: .*the label is empty"):
+        find_labels(path, file_columns(raw_label_column()), None)

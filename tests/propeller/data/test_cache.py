@@ -105,7 +105,7 @@ def test_places_that_do_not_tell(tmp_path, cache_dir):
 
 
 def test_parts_must_have_the_same_columns(tmp_path, cache_dir):
-    write(tmp_path / "train" / "0")
+    write(tmp_path / "train" / "0", ["text_a\tlabel", *LINES])
     write(tmp_path / "train" / "1", ["text_a", "no label"])
     table = columns(LabelColumn("label", optional=True))
     with pytest.raises(
@@ -117,7 +117,7 @@ def test_parts_must_have_the_same_columns(tmp_path, cache_dir):
 
 def test_each_part_may_have_its_own_header(tmp_path, cache_dir):
     write(tmp_path / "train" / "0", ["label\ttext_a", "1\ta"])
-    write(tmp_path / "train" / "1", ["b\t0"])
+    write(tmp_path / "train" / "1", ["text_a\tlabel", "b\t0"])
     dataset = columns().build_dataset("train", data_dir=tmp_path, cache_dir=cache_dir)
     assert list(dataset) == [{"text_a": "a", "label": 1}, {"text_a": "b", "label": 0}]
 
@@ -158,11 +158,11 @@ def test_prepare_gets_chunks_and_its_results_are_kept(tmp_path, cache_dir, monke
 @pytest.mark.parametrize("split", [1, 2])
 def test_later_errors_name_the_line_of_the_source(tmp_path, cache_dir, split):
     write(tmp_path / "train" / "0", ["text_a\tlabel", *LINES[:4]])
-    second = write(tmp_path / "train" / "1", LINES[4:])
+    second = write(tmp_path / "train" / "1", ["text_a\tlabel", *LINES[4:]])
     dataset = columns().build_dataset(
         "train", data_dir=tmp_path, prepare=lambda rows: rows * split, prepare_key="x", cache_dir=cache_dir
     )
-    origin = f"{second}:2" if split == 1 else f"{next(cache_dir.glob('*.records'))}:10"
+    origin = f"{second}:3" if split == 1 else f"{next(cache_dir.glob('*.records'))}:10"
     with pytest.raises(DataError, match=f"^{origin}: .*ZeroDivisionError"):
         list(dataset.map(lambda example: 1 / (example["text_a"] != "text 5")))
 

@@ -230,3 +230,13 @@ def test_reading_resumes_at_its_line(tmp_path):
     entries = list(dataset.iterate())
     for index, (_, position) in enumerate(entries):
         assert list(dataset.iterate(position)) == entries[index + 1 :]
+
+
+def test_parts_with_and_without_a_header_are_refused(tmp_path):
+    """By position the columns of the second could be swapped, and nobody would notice."""
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.tsv").write_text("label\ttext_a\n0\tgood\n", "utf-8")
+    (tmp_path / "train" / "b.tsv").write_text("1\tbad\n", "utf-8")
+    columns = FeatureColumns([RawColumn("text_a"), RawColumn("label")])
+    with pytest.raises(DataError, match=r"b.tsv:1: has no header, but a.tsv beside it has one"):
+        columns.build_dataset("train", data_dir=tmp_path, cache_dir=tmp_path / "cache")

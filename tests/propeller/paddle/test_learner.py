@@ -427,3 +427,13 @@ def test_metrics_cannot_take_the_names_of_every_evaluation(toy, run_config, trai
 
     with pytest.raises(ConfigError, match="cannot be called 'loss'"):
         propeller.Learner(Clash, run_config(max_steps=1)).train(train_data, eval_datasets={"dev": dev_data})
+
+
+def test_what_changed_since_the_last_start_is_said(toy, run_config, train_data, caplog):
+    propeller.Learner(toy, run_config(max_steps=2), {"dropout": 0.1}).train(train_data)
+    with caplog.at_level("WARNING", logger="propeller"):
+        propeller.Learner(toy, run_config(max_steps=3), {"dropout": 0.2}).train(train_data)
+    assert caplog.messages == [
+        "changed since this run was last started: run_config.max_steps: 2 -> 3",
+        "changed since this run was last started: hparams.dropout: 0.1 -> 0.2",
+    ]
