@@ -36,6 +36,7 @@ from propeller.types import HParams, RunConfig
 
 log = logging.getLogger("ernie")
 
+
 def main() -> int:
     """Parses the flags and trains, or predicts."""
     args = finetuning.argument_parser(str(__doc__)).parse_args()
@@ -54,12 +55,13 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
     config, tokenizer = finetuning.resolve_model(args, hparams)
     names = [name.strip() for name in args.columns.split(",")] if args.columns else None
     raw = file_columns(raw_label_column(), names=names)
-    log.info("columns of %s: %s", files.train, ", ".join(next(rows(raw, files.train))))
+    first = next(rows(raw, files.train))
+    log.info("columns of %s: %s", files.train, ", ".join(first))
     processor = ClassificationProcessor(
         tokenizer,
         find_labels(files.train, raw, hparams.get("num_label")),
         max_seqlen=args.max_seqlen,
-        pair="text_b" in next(rows(raw, files.train)),
+        pair="text_b" in first,
     )
     columns = file_columns(label_column(processor.labels), pair=processor.pair, names=names)
     unlabelled = file_columns(raw_label_column(optional=True), pair=processor.pair, names=names)

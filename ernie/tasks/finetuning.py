@@ -11,7 +11,7 @@ import io
 import logging
 import math
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -262,12 +262,14 @@ def write_predictions(path: str, folder: Path, raws: Iterable[Mapping[str, Any]]
     """
     from propeller.paddle import stream
     from propeller.paddle.inference import Predictor
+    from propeller.paddle.runtime import paddle
 
     bundle = read_bundle(folder)
+    predictor = Predictor(bundle, device=paddle.get_device())  # where the training ran
     lines: list[str] = []
-    examples: Sequence[Mapping[str, Any]] = list(raws)
+    examples = list(raws)
     for raw, answer in zip(
-        examples, stream.answer_stream(Predictor(bundle), bundle.processor(), examples), strict=True
+        examples, stream.answer_stream(predictor, bundle.processor(), examples), strict=True
     ):
         prediction = {"error": str(answer)} if isinstance(answer, PropellerError) else answer
         lines.append(atomic.to_json({**raw, "prediction": prediction}) + "\n")

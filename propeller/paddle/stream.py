@@ -83,13 +83,12 @@ def _padded(predictor: Predictor, examples: list[dict[str, Any]]) -> dict[str, n
     longest = max(len(example[specs[0].name]) for example in examples)
     limit = predictor.bundle.axis_limits.get(str(specs[0].axes[1]), math.inf)
     multiple = LENGTH_MULTIPLE if -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE <= limit else 1
-    columns = pad_batch(
+    return pad_batch(
         [{spec.name: example[spec.name] for spec in specs} for example in examples]
         + [{spec.name: examples[-1][spec.name] for spec in specs}] * (rows - len(examples)),
         pad_values={spec.name: spec.pad_value for spec in specs},
         pad_to_multiple=multiple,
     )
-    return columns
 
 
 def read_lines(source: BinaryIO, processor: Processor) -> Iterator[list[Raw | PropellerError]]:
