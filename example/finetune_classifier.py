@@ -28,7 +28,7 @@ from ernie.tasks.classification import (
 from ernie.tasks.finetuning import DataFiles
 from ernie.tasks.report import data_report
 from ernie.tasks.training import Training
-from propeller import cli
+from propeller import cli, launch
 from propeller.config import parse_hparam, parse_runconfig
 from propeller.data import FeatureColumns
 from propeller.data.cache import source_files
@@ -41,16 +41,21 @@ def main() -> int:
     """Parses the flags and trains, or predicts."""
     args = finetuning.argument_parser(str(__doc__)).parse_args()
     run_config, hparams = parse_runconfig(args), parse_hparam(args)
+    launch.apply_disconfig()
     cli.setup_logging()
     if args.do_predict:
         return finetuning.predict_stdin(args, run_config)
-    train(args, run_config, hparams)
-    return 0
+    finetuning.check_hparams(hparams, Training.keys())
+    run_config = finetuning.with_precision(run_config, hparams)
+    code = launch.relaunch(args.nproc, run_config, restart=args.restart)
+    if code is None:
+        train(args, run_config, hparams)
+    return code or 0
 
 
 def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> None:
     """Fine-tunes, evaluates dev and test, and exports the best model by the first metric on dev."""
-    finetuning.check_hparams(hparams, Training.keys())
+    training = Training.of(hparams)
     files = DataFiles.of(args)
     config, tokenizer = finetuning.resolve_model(args, hparams)
     names = [name.strip() for name in args.columns.split(",")] if args.columns else None
@@ -81,27 +86,38 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
     }
     texts = {name: (texts_of(row) for row in rows(columns, path)) for name, path in found.items()}
     log.info("data:\n%s", data_report(sets, texts=texts, processor=processor))
-    run_config = finetuning.with_max_steps(run_config, hparams, len(sets["train"]))
 
     import propeller.paddle as propeller
     from ernie.tasks.models import ClassificationModel
 
+    size = finetuning.whole_batch(hparams, finetuning.ranks_of(run_config, restart=args.restart))
+    run_config = finetuning.with_max_steps(run_config, hparams, num_examples=len(sets["train"]), size=size)
+    learner = propeller.Learner(
+        functools.partial(ClassificationModel, config=config, processor=processor),
+        run_config,
+        hparams.join(config.to_dict()),  # resolved, for run.json
+        finetuning.warm_start_setting(args.warm_start_from),
+    )
+    train_set = finetuning.batched(sets.pop("train"), hparams, processor, size=size, train=True)
+    strategy = finetuning.step_strategy(training)
+    if args.find_learning_rate:
+        print(learner.find_learning_rate(train_set, step_strategy=strategy).table())
+        return
     best = Path(run_config.model_dir) / "best"
     first_metric = next(iter(processor.metrics()))
-    batches = {
-        name: finetuning.batched(dataset, hparams, processor, train=name == "train")
-        for name, dataset in sets.items()
-    }
-    propeller.train_and_eval(
-        functools.partial(ClassificationModel, config=config, processor=processor),
-        hparams.join(config.to_dict()),  # resolved, for run.json
-        run_config,
-        batches.pop("train"),
-        batches,
-        warm_start_setting=finetuning.warm_start_setting(args.warm_start_from),
+    learner.train(
+        train_set,
+        eval_datasets={
+            name: finetuning.batched(
+                dataset, hparams, processor, size=finetuning.batch_size(hparams), train=False
+            )
+            for name, dataset in sets.items()
+        },
         exporters=[propeller.BestInferenceModelExporter(best, metric=first_metric, processor=processor)],
+        step_strategy=strategy,
+        restart=args.restart,
     )
-    if args.dev_predictions:
+    if args.dev_predictions and learner.ranks.is_main:
         finetuning.write_predictions(args.dev_predictions, best / "inference", rows(raw, files.dev))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -217,3 +218,32 @@ class FolderLock:
 
     def __exit__(self, *exc_info: object) -> None:
         self._file.close()
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Renames a folder to the first of `folder.1`, `folder.2`, ... that is free.
+
+    Returns:
+        Its new place; None if there was nothing to keep: no folder, or nothing in it but a lock.
+
+    Raises:
+        PropellerError: another process, named by its id, works in it, or it cannot be renamed.
+    """
+    if not folder.exists():
+        return None
+    path = Path(os.path.abspath(folder))  # "." has no name
+    with FolderLock(path) as lock:
+        if all(found == lock.path for found in path.iterdir()):
+            return None
+        places = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+        target = next(place for place in places if not os.path.lexists(place))
+        try:
+            if Path.cwd().is_relative_to(path.resolve()):
+                raise OSError("it is, or holds, the current folder")
+            path.rename(target)
+        except OSError as error:
+            raise PropellerError(
+                f"{path} cannot be moved to {target}: {error}. Move what is in it yourself, or choose "
+                "another model_dir."
+            ) from error
+    return target

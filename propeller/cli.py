@@ -11,6 +11,7 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 from propeller.errors import ConfigError, Interrupted, PropellerError
+from propeller.launch import rank_from_environment
 
 
 class _Handler(logging.Handler):
@@ -24,9 +25,17 @@ class _Handler(logging.Handler):
 
 
 def setup_logging(level: int = logging.INFO) -> None:
-    """Sends the logs of `propeller` and `ernie` to standard error; called by commands, never at import."""
+    """Sends the logs of `propeller` and `ernie` to standard error; called by commands, never at import.
+
+    Of several ranks only rank 0 tells how it goes; the others warn.
+    """
+    rank, size = rank_from_environment()
+    level = max(level, logging.WARNING) if rank else level
+    who = f"[rank {rank}] " if size > 1 else ""
     handler = _Handler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    handler.setFormatter(
+        logging.Formatter(f"%(asctime)s %(levelname)s {who}%(message)s", "%Y-%m-%d %H:%M:%S")
+    )
     for name in ("propeller", "ernie"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]

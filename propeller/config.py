@@ -20,9 +20,17 @@ from propeller.types import HParams, RunConfig
 RUN_CONFIG_ENV = "PROPELLER_RUNCONFIG"
 HPARAMS_ENV = "PROPELLER_HPARAMS"
 
+# Flags that switch on the key of the run configuration that is called as they are.
+_SWITCHES = {
+    "profile": "write where the time goes to model_dir/profile",
+    "check_numerics": "name the operation that makes the first NaN; slow",
+}
+
 
 class ArgumentParser(argparse.ArgumentParser):
-    """`argparse.ArgumentParser` with `--run_config` and `--hparam`, both repeatable, the later wins.
+    """`argparse.ArgumentParser` with the flags of every training.
+
+    `--run_config` and `--hparam` can be repeated, the later wins.
 
     A wrong flag raises `ConfigError` instead of ending the process.
     """
@@ -44,6 +52,12 @@ class ArgumentParser(argparse.ArgumentParser):
             metavar="JSON|FILE",
             help=f"hyper-parameters, as JSON, a literal or a file; also {HPARAMS_ENV}",
         )
+        self.add_argument(
+            "--restart", action="store_true", help="begin anew; the old model_dir is kept aside"
+        )
+        self.add_argument("--nproc", metavar="auto|N", help="train as several processes, one a card or core")
+        for name, what in _SWITCHES.items():
+            self.add_argument(f"--{name}", action="store_true", help=what)
 
     def error(self, message: str) -> NoReturn:
         """Raises `ConfigError` with argparse's message and the usage line."""
@@ -115,12 +129,15 @@ def _joined(flags: Sequence[str], environment: str, what: str) -> dict[str, Any]
 
 
 def parse_runconfig(args: argparse.Namespace) -> RunConfig:
-    """Resolves `--run_config` over the environment's `PROPELLER_RUNCONFIG`.
+    """Resolves `--profile` and `--check_numerics` over `--run_config` over `PROPELLER_RUNCONFIG`.
 
     Raises:
         ConfigError: text that cannot be parsed, an unknown key or a wrong value.
     """
-    return RunConfig.from_dict(_joined(args.run_config, RUN_CONFIG_ENV, "--run_config"))
+    values = _joined(args.run_config, RUN_CONFIG_ENV, "--run_config")
+    # A parser of the user's own may lack them.
+    values.update({name: True for name in _SWITCHES if getattr(args, name, False)})
+    return RunConfig.from_dict(values)
 
 
 def parse_hparam(args: argparse.Namespace, defaults: Mapping[str, Any] | None = None) -> HParams:

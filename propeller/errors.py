@@ -46,6 +46,10 @@ class NonFiniteLossError(PropellerError):
     """Training produced NaN or infinity; the message names the step and the last good checkpoint."""
 
 
+class RankError(PropellerError):
+    """Another rank of the run failed or is gone, so this one cannot go on; the message is its own."""
+
+
 class Interrupted(PropellerError):
     """A run that was asked to stop by a signal and has saved what it had.
 

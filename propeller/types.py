@@ -19,7 +19,17 @@ class RunMode(enum.Enum):
     PREDICT = "predict"
 
 
-_POSITIVE = ("max_steps", "run_steps", "save_steps", "eval_steps", "eval_max_steps", "log_steps", "max_ckpt")
+_POSITIVE = (
+    "max_steps",
+    "run_steps",
+    "save_steps",
+    "eval_steps",
+    "eval_max_steps",
+    "log_steps",
+    "max_ckpt",
+    "micro_batches",
+)
+PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +50,14 @@ class RunConfig:
         max_ckpt: keep the newest so many checkpoints (two complete ones are always kept).
         seed: every random choice of a run follows from it; below 2**32.
         device: any device Paddle knows (`cpu`, `gpu`, `gpu:1`, `xpu`, ...); None takes the best.
+        micro_batches: each rank works through its rows of a batch in so many parts, one after the other,
+            which takes less memory and gives the same update.
+        precision: `fp32`, or `fp16` or `bf16` on a GPU that has it (the weights stay float32).
+        ema_decay: evaluate and export an exponential moving average of the weights, such as 0.999; None
+            takes the weights.
+        check_numerics: look for NaN and infinity after every operation and name the one that made it;
+            training takes twice as long.
+        profile: write where the time goes to `model_dir/profile/`: a table, and a trace for Chrome.
 
     Raises:
         ConfigError: a value has the wrong type or range.
@@ -56,6 +74,11 @@ class RunConfig:
     max_ckpt: int = 3
     seed: int = 0
     device: str | None = None
+    micro_batches: int = 1
+    precision: str = "fp32"
+    ema_decay: float | None = None
+    check_numerics: bool = False
+    profile: bool = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -70,6 +93,12 @@ class RunConfig:
                 raise ConfigError(f"RunConfig.{name} must not be negative, got {getattr(self, name)}.")
         if self.seed >= 2**32:  # the seed of a step is made of it and 32 bits more
             raise ConfigError(f"RunConfig.seed must be below 2**32, got {self.seed}.")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                f"RunConfig.precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}."
+            )
+        if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
+            raise ConfigError(f"RunConfig.ema_decay must lie between 0 and 1, got {self.ema_decay}.")
         if not self.model_dir:
             raise ConfigError("RunConfig.model_dir must name a folder, got an empty string.")
 
@@ -101,10 +130,14 @@ def _checked(name: str, annotation: str, value: Any) -> Any:
         return None
     if "int" in kinds and isinstance(value, float) and value.is_integer():
         return int(value)
-    expected = int if "int" in kinds else str
+    if "float" in kinds and type(value) is int:
+        return float(value)
+    if "bool" in kinds and value in (0, 1):  # the older scripts write 0 and 1
+        return bool(value)
+    expected = next(kind for kind in (int, float, bool, str) if kind.__name__ in kinds)
     if isinstance(value, Path) and expected is str:
         return str(value)
-    if not isinstance(value, expected) or isinstance(value, bool):
+    if type(value) is not expected:
         raise ConfigError(
             f"RunConfig.{name} must be {annotation.replace(' | None', ' or null')}, "
             f"got {value!r} ({type(value).__name__})."

@@ -1,15 +1,16 @@
 # Sourced by the scripts. `use_environment EXTRA` makes the virtual environment $VENV if needed (default: .venv
-# in the repository) and installs the package into it.
+# in the repository) and installs the package into it, with Paddle $PADDLE_VERSION if that is set.
 VENV=${VENV:-.venv}
 
 use_environment() {
-    local extra=$1 python=${PYTHON:-python3} wanted mark how=(--quiet)
+    local extra=$1 python=${PYTHON:-python3} wanted mark how=(--quiet) packages
     "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || {
         echo "Python 3.10 to 3.13 is needed; $python is $("$python" --version 2>&1). Set PYTHON=/path/to/one." >&2
         exit 2
     }
     # Installing is skipped while neither the project's metadata nor the extra has changed.
-    wanted="$(cat pyproject.toml propeller/version.py | cksum)"
+    wanted="$(cat pyproject.toml propeller/version.py | cksum)${PADDLE_VERSION:+ with Paddle $PADDLE_VERSION}"
+    packages=(--editable ".[$extra]" ${PADDLE_VERSION:+"paddlepaddle==$PADDLE_VERSION"})
     mark="$VENV/.installed-$extra"
     mkdir -p "$VENV"
     {
@@ -25,7 +26,7 @@ use_environment() {
         if [ ! -f "$mark" ] || [ "$(cat "$mark")" != "$wanted" ]; then
             echo "installing ernie-propeller[$extra] into $VENV: once, a minute or two, mostly to download Paddle"
             if [ -t 1 ]; then how=(--progress-bar on); fi
-            "$VENV/bin/python" -m pip install "${how[@]}" --disable-pip-version-check --editable ".[$extra]"
+            "$VENV/bin/python" -m pip install "${how[@]}" --disable-pip-version-check "${packages[@]}"
             echo "$wanted" > "$mark"
         fi
     } 9< "$VENV"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import itertools
 import json
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -190,7 +192,8 @@ def find_labels(train: Path, columns: FeatureColumns, wanted: Any) -> list[str] 
         None for a regression.
 
     Raises:
-        ConfigError: `label_map.json` is none, or the number of labels is not the wanted one.
+        ConfigError: `label_map.json` is none, the number of labels is not the wanted one, or two labels
+            are spellings of one (`1` and `01`, `yes` and `Yes`).
         DataError: a row without a label; it names file and line.
     """
     if wanted == 1:
@@ -200,16 +203,32 @@ def find_labels(train: Path, columns: FeatureColumns, wanted: Any) -> list[str] 
         labels = _read_label_map(label_map)
     else:
         found = (columns.read(part).map(_label_of) for part in source_files(train.name, data_dir=train))
-        labels = number_labels(itertools.chain.from_iterable(found))
+        counts = collections.Counter(itertools.chain.from_iterable(found))
+        labels = number_labels(counts)
         if wanted is None and all(map(_is_number, labels)) and not all(map(_is_whole, labels)):
             raise ConfigError(
                 f"The labels of {train} are numbers such as {labels[0]}. For a regression set num_label "
                 "to 1; to take each for a class, set it to their number."
             )
+        _check_spellings(counts, train)
     if wanted is not None and wanted != len(labels):
         shown = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
         raise ConfigError(f"num_label is {wanted!r}, but there are {len(labels)} labels: {shown}.")
     return labels
+
+
+def _check_spellings(counts: Mapping[str, int], train: Path) -> None:
+    """Refuses labels that differ in spelling only, since each would become a class of its own."""
+    spelt: dict[str, str] = {}
+    for label in counts:
+        plain = unicodedata.normalize("NFKC", label).strip().lower()
+        other = spelt.setdefault(str(int(plain)) if _is_whole(plain) else plain, label)
+        if other != label:
+            raise ConfigError(
+                f"{train} has the labels {other!r} ({counts[other]} rows) and {label!r} ({counts[label]} "
+                "rows), two spellings of one. Correct the data; if they are meant to be two, number them "
+                f"in {train.parent / 'label_map.json'}."
+            )
 
 
 def _is_whole(text: str) -> bool:

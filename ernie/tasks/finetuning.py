@@ -13,18 +13,24 @@ import math
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ernie.config import CONFIG_KEYS, ErnieConfig
 from ernie.pretrained import load_pretrained_config, load_pretrained_state
+from ernie.tasks.training import Training
 from ernie.tokenizing import Tokenizer, load_tokenizer
 from propeller import atomic
 from propeller.bundle import read_bundle
 from propeller.config import ArgumentParser
 from propeller.data import Dataset
 from propeller.errors import ConfigError, DataError, PropellerError
+from propeller.launch import started_by_nproc
 from propeller.processor import Processor
+from propeller.run_file import ranks_at_start
 from propeller.types import HParams, RunConfig, WarmStartSetting
+
+if TYPE_CHECKING:
+    from propeller.paddle.train.step import StepStrategy
 
 log = logging.getLogger("ernie")
 
@@ -47,6 +53,9 @@ def argument_parser(description: str) -> ArgumentParser:
     model.add_argument("--do_lower_case", type=_boolean, default=None, help="if the folder says nothing")
     model.add_argument("--sentence_piece_model", help="SentencePiece model (ERNIE-tiny)")
     model.add_argument("--word_dict", help="word segmentation dictionary (ERNIE-tiny)")
+    model.add_argument(
+        "--find_learning_rate", action="store_true", help="try rising rates on the data; trains nothing"
+    )
     predict = parser.add_argument_group("prediction")
     predict.add_argument("--do_predict", action="store_true", help="answer the lines of standard input")
     predict.add_argument("--bundle", metavar="DIR", help="exported model; default: model_dir/best/inference")
@@ -121,13 +130,35 @@ def check_hparams(hparams: HParams, known: Collection[str]) -> None:
         known: what the task reads, besides `DATA_KEYS` and the keys of the encoder.
 
     Raises:
-        ConfigError: a near miss of a known key, or a request that cannot be met.
+        ConfigError: a near miss of a known key.
     """
     unused = hparams.check({*known, *DATA_KEYS, *CONFIG_KEYS})
     if unused:
         log.info("hyper-parameters not used: %s", ", ".join(unused))
-    if hparams.get("use_fp16"):
-        raise ConfigError("use_fp16 is set, but this release trains in float32 only. Set it to 0.")
+
+
+def with_precision(run_config: RunConfig, hparams: HParams) -> RunConfig:
+    """Sets the precision to fp16 where the hyper-parameter `use_fp16` of the older scripts asks for it.
+
+    Raises:
+        ConfigError: `use_fp16` is no switch, or the run configuration asks for another precision.
+    """
+    if not _switch(hparams, "use_fp16") or run_config.precision == "fp16":
+        return run_config
+    if run_config.precision != "fp32":
+        raise ConfigError(
+            f"use_fp16 is set in --hparam, but precision is {run_config.precision!r} in --run_config. Set "
+            "precision alone."
+        )
+    return dataclasses.replace(run_config, precision="fp16")
+
+
+def _switch(hparams: HParams, key: str) -> bool:
+    """A hyper-parameter that is on or off, and off by default."""
+    value = hparams.get(key)
+    if value not in (True, False, None):  # 0 and 1 are equal to these
+        raise ConfigError(f"{key} must be true or false, got {value!r}.")
+    return bool(value)
 
 
 def resolve_model(args: argparse.Namespace, hparams: HParams) -> tuple[ErnieConfig, Tokenizer]:
@@ -180,18 +211,61 @@ def warm_start_setting(folder: str | None) -> WarmStartSetting | None:
     return WarmStartSetting(source=encoder_tensors, new=("head.*",))
 
 
-def batched(dataset: Dataset, hparams: HParams, processor: Processor, *, train: bool) -> Dataset:
-    """Pads to batches of like lengths: `batch_size` examples, or with `in_tokens` so many tokens.
+def ranks_of(run_config: RunConfig, *, restart: bool) -> int:
+    """The number of ranks that the run began with, the same on all; joins them.
 
-    Training batches come shuffled and without end; evaluation batches hold every example once.
+    A run keeps the size of its batches when it goes on with another number of ranks.
+    """
+    from propeller.paddle.distributed import join
+
+    ranks = join(run_config.device)
+    return int(ranks.broadcast(ranks.size if restart else ranks_at_start(run_config.model_dir, ranks.size)))
+
+
+def step_strategy(training: Training) -> StepStrategy:
+    """What makes an update: FGM where it is asked for, else a plain step."""
+    from propeller.paddle.train.adversarial import Fgm
+    from propeller.paddle.train.step import plain_step
+
+    return Fgm(training.fgm_pattern, training.fgm_epsilon) if training.fgm_epsilon else plain_step
+
+
+def whole_batch(hparams: HParams, ranks: int) -> int:
+    """Examples (or tokens, with `in_tokens`) that one step learns from.
+
+    Args:
+        hparams: `batch_size` is that of each rank, as in the older scripts. Where `--nproc` started the
+            ranks it is the whole, so that a result does not depend on the machine.
+        ranks: the number of ranks that the run began with.
 
     Raises:
         ConfigError: `batch_size` is no positive whole number.
     """
-    size = _batch_size(hparams)
-    if hparams.get("in_tokens", False) not in (True, False, None):  # 0 and 1 are equal to these
-        raise ConfigError(f"in_tokens must be true or false, got {hparams.in_tokens!r}.")
-    budget = {"max_tokens": size} if hparams.get("in_tokens") else {"batch_size": size}
+    size = batch_size(hparams)
+    return size if started_by_nproc() else size * ranks
+
+
+def batch_size(hparams: HParams) -> int:
+    """The hyper-parameter `batch_size`.
+
+    Raises:
+        ConfigError: it is no positive whole number.
+    """
+    size = hparams.get("batch_size", 32)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ConfigError(f"batch_size must be a whole number of at least 1, got {size!r}.")
+    return size
+
+
+def batched(dataset: Dataset, hparams: HParams, processor: Processor, *, size: int, train: bool) -> Dataset:
+    """Pads to batches of like lengths: `size` examples, or with `in_tokens` so many tokens.
+
+    Training batches come shuffled and without end; evaluation batches hold every example once.
+
+    Raises:
+        ConfigError: `in_tokens` is no switch.
+    """
+    budget = {"max_tokens" if _switch(hparams, "in_tokens") else "batch_size": size}
     if train:
         dataset = dataset.shuffle()
     dataset = dataset.bucket(**budget, pad_values=processor.pad_values, key="input_ids")
@@ -200,18 +274,16 @@ def batched(dataset: Dataset, hparams: HParams, processor: Processor, *, train: 
     return dataset.buffered(16)
 
 
-def _batch_size(hparams: HParams) -> int:
-    size = hparams.get("batch_size", 32)
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ConfigError(f"batch_size must be a whole number of at least 1, got {size!r}.")
-    return size
-
-
-def with_max_steps(run_config: RunConfig, hparams: HParams, num_examples: int) -> RunConfig:
+def with_max_steps(run_config: RunConfig, hparams: HParams, *, num_examples: int, size: int) -> RunConfig:
     """Fills in `max_steps` from the hyper-parameter `num_epochs`, where it is not given.
 
+    Args:
+        run_config, hparams: as given.
+        num_examples: of an epoch.
+        size: examples of a step's batch, over all ranks.
+
     Raises:
-        ConfigError: neither is there, or `num_epochs` or `batch_size` is no positive number.
+        ConfigError: neither is there, or `num_epochs` is no positive number.
     """
     if run_config.max_steps is not None:
         return run_config
@@ -223,7 +295,7 @@ def with_max_steps(run_config: RunConfig, hparams: HParams, num_examples: int) -
         )
     if isinstance(epochs, bool) or not isinstance(epochs, int | float) or not 0 < epochs < math.inf:
         raise ConfigError(f"num_epochs must be a number above 0, got {epochs!r}.")
-    steps = math.ceil(math.ceil(num_examples / _batch_size(hparams)) * epochs)
+    steps = math.ceil(math.ceil(num_examples / size) * epochs)
     return dataclasses.replace(run_config, max_steps=steps)
 
 

@@ -7,25 +7,32 @@ from typing import Any
 from ernie.config import ErnieConfig
 from ernie.modeling import ClassificationHead, ErnieModel
 from ernie.tasks.classification import ClassificationProcessor
-from ernie.tasks.training import Training
+from ernie.tasks.training import Training, layer_rates
 from propeller.bundle import ArraySpec
+from propeller.errors import ConfigError
 from propeller.metrics import Metric
-from propeller.paddle import optimization
+from propeller.paddle import losses, optimization
 from propeller.paddle.runtime import paddle
 from propeller.paddle.train.model import Model, Tensors
 from propeller.types import HParams, RunConfig, RunMode
 
 F = paddle.nn.functional
 
+# What of an encoder may change while a run goes on.
+_PASSING = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
+
 
 class ClassificationModel(Model):
     """ERNIE with a linear layer over the pooled output; cross entropy, or squared error for one label.
 
     Args:
-        hparams: see `Training`.
+        hparams: see `Training`; they are checked when the model is made.
         mode, run_config: see `Model`.
         config: the encoder.
         processor: gives the number of labels and the metrics.
+
+    Raises:
+        ConfigError: a hyper-parameter that cannot be used.
     """
 
     def __init__(
@@ -38,31 +45,69 @@ class ClassificationModel(Model):
         processor: ClassificationProcessor,
     ):
         super().__init__(hparams, mode, run_config)
+        self._training = Training.of(hparams)
+        if self._training.r_drop and not (config.hidden_dropout_prob or config.attention_probs_dropout_prob):
+            raise ConfigError(
+                f"r_drop is {self._training.r_drop}, but there is no dropout, so that both passes would be "
+                "the same. Set hidden_dropout_prob or attention_probs_dropout_prob above 0, or r_drop to 0."
+            )
         self.inputs = (
             ArraySpec("input_ids", "int64", ("batch", "seq_len"), pad_value=config.pad_token_id),
             ArraySpec("token_type_ids", "int64", ("batch", "seq_len")),
         )
         self.axis_limits = {"seq_len": config.max_position_embeddings}
+        # Spelt out rather than as the processor's fingerprint: what differs can be named, and a newer
+        # tokenizer library does not end a run.
+        self.identity = {
+            **{key: value for key, value in config.to_dict().items() if key not in _PASSING},
+            "tokenizer": processor.tokenizer.fingerprint,
+            "labels": processor.labels,
+            "max_seqlen": processor.max_seqlen,
+            "pair": processor.pair,
+        }
         self.encoder = ErnieModel(config)
+        self.encoder.recompute = self._training.recompute
         self.head = ClassificationHead(config, processor.num_outputs)
         self._processor = processor
+        optimization.freeze(self, self._training.freeze)
 
     def forward(self, features: Tensors) -> Tensors:
-        """Returns `logits`, float32 `[batch, labels]`."""
-        encoded = self.encoder(features["input_ids"], features["token_type_ids"])
-        return {"logits": self.head(encoded.pooled)}
+        """Returns `logits`, float32 `[batch, labels]`, and in training with R-Drop `second_logits`."""
+        input_ids, token_type_ids = features["input_ids"], features["token_type_ids"]
+        if self.mode is not RunMode.TRAIN or not self._training.r_drop:
+            return {"logits": self._logits(input_ids, token_type_ids)}
+        # Both passes as one batch of twice the rows: dropout differs from row to row.
+        twice = (paddle.concat([ids, ids]) for ids in (input_ids, token_type_ids))
+        logits, second = paddle.split(self._logits(*twice), 2)
+        return {"logits": logits, "second_logits": second}
+
+    def _logits(self, input_ids: paddle.Tensor, token_type_ids: paddle.Tensor) -> paddle.Tensor:
+        return self.head(self.encoder(input_ids, token_type_ids).pooled)
 
     def loss(self, predictions: Tensors, labels: paddle.Tensor) -> tuple[paddle.Tensor, Any]:
-        """Summed over the examples; the weight is their number."""
+        """Summed over the examples; the weight is their number.
+
+        With R-Drop it is `(NLL1 + NLL2 + alpha * KL) / 2`, where the indices are those of the two passes and
+        KL is `losses.r_drop`: half of the paper's objective, so that alpha is the paper's and the sum
+        has the size of a plain loss. Where code has `(NLL1 + NLL2) / 2 + alpha * KL`, such as PaddleNLP's
+        `rdrop_coef`, its alpha is half of this one.
+        """
         logits = predictions["logits"]
-        if self._processor.labels is None:
-            total = F.mse_loss(logits.squeeze(-1), labels, reduction="sum")
-        else:
-            total = F.cross_entropy(logits, labels, reduction="sum")
+        total = self._example_losses(logits, labels)
+        if "second_logits" in predictions:
+            second = predictions["second_logits"]
+            apart = losses.r_drop(logits, second, regression=self._processor.labels is None)
+            total = (total + self._example_losses(second, labels) + self._training.r_drop * apart) / 2
         return total, len(labels)
 
+    def _example_losses(self, logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
+        """Their sum."""
+        if self._processor.labels is None:
+            return F.mse_loss(logits.squeeze(-1), labels, reduction="sum")
+        return F.cross_entropy(logits, labels, reduction="sum")
+
     def optimizer(self) -> paddle.optimizer.Optimizer:
-        training = Training.of(self.hparams)
+        training = self._training
         return optimization.adamw(
             self,
             learning_rate=training.learning_rate,
@@ -71,6 +116,7 @@ class ClassificationModel(Model):
             schedule=training.lr_schedule,
             weight_decay=training.weight_decay,
             max_grad_norm=training.max_grad_norm,
+            learning_rate_scale=layer_rates(training.layer_decay, self.encoder.config.num_hidden_layers),
         )
 
     def metrics(self) -> dict[str, Metric]:

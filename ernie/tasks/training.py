@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
+from collections.abc import Callable
+from typing import Any
 
 from propeller.errors import ConfigError
 from propeller.types import HParams
+
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
     """How the models here are trained, as hyper-parameters name it.
+
+    Parameters go by their structured names: `encoder.embeddings.word.weight`, `encoder.layers.0.*`,
+    `encoder.pooler.*`, `head.*`.
 
     Attributes:
         learning_rate: the peak of the schedule.
@@ -18,6 +27,17 @@ class Training:
         lr_schedule: `linear`, `cosine` or `constant`.
         weight_decay: of all weights but biases and layer norms.
         max_grad_norm: gradients are clipped to this global norm; None leaves them as they are.
+        layer_decay: multiplies the learning rate once for each layer further down, see `layer_rates`; 1
+            is the same rate everywhere.
+        freeze: patterns (`fnmatch`) of parameters that are not trained; one may stand without a list.
+        r_drop: weight alpha of R-Drop, see `ClassificationModel.loss`; 0 is off.
+        recompute: whether the encoder's layers compute their activations again in the backward pass
+            instead of holding them, see `ErnieModel.recompute`.
+        fgm_epsilon: length of the adversarial step on the parameters that `fgm_pattern` names; 0 is off.
+        fgm_pattern: pattern (`fnmatch`) of the parameters that the adversarial step moves.
+
+    Raises:
+        ConfigError: a value that cannot be used.
     """
 
     learning_rate: float = 5e-5
@@ -25,6 +45,25 @@ class Training:
     lr_schedule: str = "linear"
     weight_decay: float = 0.01
     max_grad_norm: float | None = 1.0
+    layer_decay: float = 1.0
+    freeze: tuple[str, ...] = ()
+    r_drop: float = 0.0
+    recompute: bool = False
+    fgm_epsilon: float = 0.0
+    fgm_pattern: str = "encoder.embeddings.word.weight"
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = _checked(field.name, str(field.type), getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(
+                f"layer_decay must be above 0 and at most 1, got {self.layer_decay}. To leave the lower "
+                "layers as they are, freeze them."
+            )
+        for name in ("r_drop", "fgm_epsilon"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be 0 (off) or above, got {getattr(self, name)}.")
 
     @classmethod
     def keys(cls) -> list[str]:
@@ -36,12 +75,48 @@ class Training:
         """Takes what is given, and the defaults for the rest.
 
         Raises:
-            ConfigError: a value of the wrong type.
+            ConfigError: a value that cannot be used.
         """
-        given = {key: hparams[key] for key in cls.keys() if key in hparams}
-        for key, value in given.items():
-            expected = "text" if key == "lr_schedule" else "a number"
-            fits = type(value) in ((str,) if key == "lr_schedule" else (int, float))
-            if not fits and not (key == "max_grad_norm" and value is None):
-                raise ConfigError(f"{key} must be {expected}, got {value!r}.")
-        return cls(**given)
+        return cls(**{key: hparams[key] for key in cls.keys() if key in hparams})
+
+
+def _checked(name: str, annotation: str, value: Any) -> Any:
+    """Returns `value` in the type of its field: one pattern makes a tuple, 0 and 1 make a switch."""
+    if annotation.startswith("tuple"):
+        patterns = [value] if isinstance(value, str) else value
+        if not isinstance(patterns, list | tuple) or not all(type(item) is str for item in patterns):
+            raise ConfigError(f"{name} must be a pattern or a list of patterns, got {value!r}.")
+        return tuple(patterns)
+    if annotation == "bool":
+        if value not in (True, False):  # 0 and 1 are equal to these
+            raise ConfigError(f"{name} must be true or false, got {value!r}.")
+        return bool(value)
+    if annotation == "str":
+        if not isinstance(value, str):
+            raise ConfigError(f"{name} must be text, got {value!r}.")
+    elif type(value) not in (int, float) and not (value is None and "None" in annotation):
+        raise ConfigError(f"{name} must be a number, got {value!r}.")
+    return value
+
+
+def layer_rates(decay: float, num_layers: int) -> Callable[[str], float]:
+    """Returns structured parameter name -> multiplier of the learning rate, by the depth of its layer.
+
+    What stands above the layers (the pooler and the heads) has 1, layer `i` of L (from 0, at the bottom)
+    `decay ** (L - i)`, the embeddings `decay ** (L + 1)`.
+
+    Source: the convention of ERNIE's fine-tuning in PaddleNLP (`layerwise_lr_decay`). ELECTRA's code (Clark
+        et al. 2020) has one factor more, `decay ** (L - i + 1)`, wherever it is not 1.
+
+    Args:
+        decay: factor for each layer further down.
+        num_layers: L.
+    """
+
+    def rate(name: str) -> float:
+        layer = _LAYER.search(name)
+        if layer:
+            return decay ** (num_layers - int(layer[1]))
+        return decay ** (num_layers + 1) if "embeddings." in name else 1.0
+
+    return rate

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from propeller.data.node import Position as Position
     from propeller.data.record import RecordFile as RecordFile
     from propeller.data.record import RecordWriter as RecordWriter
+    from propeller.data.signature import difference as difference
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
@@ -29,5 +30,6 @@ __getattr__, __dir__, __all__ = attach(
         "propeller.data.feature_column": ["FeatureColumns", "Layout"],
         "propeller.data.node": ["Position"],
         "propeller.data.record": ["RecordFile", "RecordWriter"],
+        "propeller.data.signature": ["difference"],
     },
 )

@@ -72,6 +72,11 @@ class Collate:
         """Returns the length of a batch whose longest example has `length`."""
         return -(-length // self.pad_to_multiple) * self.pad_to_multiple
 
+    def settings(self) -> dict[str, Any]:
+        """Returns what the batches depend on; to pad with 0 is the same as to name no pad value."""
+        values = {name: value for name, value in sorted(self.pad_values.items()) if value != 0}
+        return {"pad_values": values, "pad_to_multiple": self.pad_to_multiple}
+
     def _column(self, name: str, values: list[Any]) -> Any:
         first = values[0]
         if isinstance(first, (np.ndarray, np.generic)):
@@ -204,6 +209,10 @@ class BatchMaker:
         """Whether `count` examples, the longest of `longest`, keep within the budget."""
         return self.max_tokens is None or count * self.collate.padded(longest) <= self.max_tokens
 
+    def settings(self) -> dict[str, Any]:
+        """Returns what the batches depend on."""
+        return {"key": self.key, "max_tokens": self.max_tokens, **self.collate.settings()}
+
     def _error(self, message: str, entry: _Entry, context: Context) -> DataError:
         origin = self.source.origin(entry[1], context)
         if origin is None:
@@ -236,6 +245,14 @@ class PaddedBatch(Transform):
     def origin(self, position: Position, context: Context) -> Origin | None:
         return None  # a batch has many
 
+    def settings(self) -> dict[str, Any]:
+        return {
+            "kind": "padded_batch",
+            "batch_size": self._batch_size,
+            "drop_remainder": self._drop_remainder,
+            **self._maker.collate.settings(),
+        }
+
 
 class TokenBatch(Transform):
     """As many examples a batch as the budget takes, in order. Position: as `PaddedBatch`."""
@@ -259,6 +276,9 @@ class TokenBatch(Transform):
 
     def origin(self, position: Position, context: Context) -> Origin | None:
         return None  # a batch has many
+
+    def settings(self) -> dict[str, Any]:
+        return {"kind": "token_batch", **self._maker.settings()}
 
 
 class Bucket(Pooled):
@@ -295,3 +315,11 @@ class Bucket(Pooled):
 
     def origin(self, position: Position, context: Context) -> Origin | None:
         return None  # a batch has many
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "kind": "bucket",
+            "batch_size": self._batch_size,
+            "pool_size": self.pool_size,
+            **self._maker.settings(),
+        }

@@ -11,6 +11,7 @@ from propeller.data.batching import BatchMaker, Bucket, Collate, PaddedBatch, To
 from propeller.data.node import Context, Entries, Node, Position
 from propeller.data.prefetch import Buffered
 from propeller.data.record import RecordFile
+from propeller.data.signature import Signature, as_json
 from propeller.data.sources import FileSource, GeneratorSource, ListSource, PathLike, RecordSource
 from propeller.data.transforms import Filter, Interleave, Map, PoolShuffle, Repeat, Shard, Shuffle, Take
 from propeller.errors import ConfigError, DataError
@@ -121,6 +122,24 @@ class Dataset:
         After a pool (`bucket`, `shuffle` with a buffer) that is the epoch in which the pool began.
         """
         return self._node.epoch(position)
+
+    def signature(self) -> Signature:
+        """Returns what the items and their order follow from, the seed aside.
+
+        A position means something to a dataset of the same signature. JSON can hold it, and gives it back
+        equal; `difference` says in what two differ. It has an entry for each step but `buffered`: settings,
+        names of functions (not what they do), and of the source:
+
+        - record file: the number of records and a digest of the sums that it has of them; nothing is read.
+        - text files: sizes and sha256. Reads them once, about 1.4 GB/s; gzipped ones as they lie there.
+        - list: the number of items and a digest of them, of 10,000 evenly spaced ones if it is longer; the
+          number alone where items are other than numbers, text, arrays, lists and dicts of these.
+        - generator: the function's name alone.
+
+        Raises:
+            DataError: a text file cannot be read.
+        """
+        return as_json(self._node.signature())
 
     def map(self, func: Callable[[Any], Any]) -> Dataset:
         """Gives `func(item)` for each item."""

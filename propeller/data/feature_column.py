@@ -267,6 +267,10 @@ class _Rows(Transform):
         super().__init__(source)
         self.layout = layout
 
+    def settings(self) -> dict[str, Any]:
+        cells = [None if cell is None else [cell.name, cell.signature()] for cell in self.layout.cells]
+        return {"kind": "columns", "cells": cells, "order": self.layout.order}
+
     def iterate(self, position: Position, context: Context) -> Entries:
         convert = self.layout.convert
         skips_empty = len(self.layout.cells) > 1

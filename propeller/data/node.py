@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 
+from propeller.data.signature import Signature
 from propeller.errors import DataError
 
 # None (from the start), an int, or a tuple of positions; a list after a trip through JSON.
@@ -57,6 +58,13 @@ class Node(abc.ABC):
     def iterate(self, position: Position, context: Context) -> Entries:
         """Yields items, each with the position after it, from `position` on (None: from the start)."""
 
+    @abc.abstractmethod
+    def signature(self) -> Signature:
+        """Returns what the items and their order follow from; see `propeller.data.signature`.
+
+        Nothing that is random belongs to it but the settings of what draws: the context has the seed.
+        """
+
     @property
     def indexed(self) -> bool:
         """Whether `at` works: the size is known and each item can be had by its index alone.
@@ -90,6 +98,14 @@ class Transform(Node):
 
     def __init__(self, source: Node):
         self.source = source
+
+    @abc.abstractmethod
+    def settings(self) -> dict[str, Any] | None:
+        """Returns its own entry in the signature, None if the items and their order do not depend on it."""
+
+    def signature(self) -> Signature:
+        own = self.settings()
+        return self.source.signature() if own is None else [*self.source.signature(), own]
 
     def origin(self, position: Position, context: Context) -> Origin | None:
         return self.source.origin(position, context)

@@ -30,6 +30,9 @@ class Buffered(Transform):
     def at(self, index: int, context: Context) -> Any:
         return self.source.at(index, context)
 
+    def settings(self) -> None:
+        return None
+
     def iterate(self, position: Position, context: Context) -> Entries:
         channel = _Channel(self._size)
         entries = self.source.iterate(position, context)

@@ -9,6 +9,7 @@ when it is first read. All numbers are little-endian. Nothing in the file can ru
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import mmap
 import os
@@ -270,6 +271,14 @@ class RecordFile:
         """
         for block in range(len(self._blocks)):
             self._open_block(block)
+
+    def sha256(self) -> str:
+        """Returns a digest of the records, without reading them: of the sizes and sums of their blocks.
+
+        Two files that were written of the same records have the same one, whatever their metadata.
+        """
+        blocks = [[count, schema, size, crc] for count, schema, _, size, crc, _ in self._blocks]
+        return hashlib.sha256(json.dumps([self._schemas, blocks]).encode()).hexdigest()
 
     def _footer(self, size: int) -> dict[str, Any]:
         offset, length, crc, magic = _TRAILER.unpack(self._data[size - _TRAILER.size :])

@@ -24,6 +24,7 @@ from propeller.data.node import (
     name_of,
 )
 from propeller.data.record import RecordFile
+from propeller.data.signature import Signature, file_entry, function_name, items_sha256
 from propeller.errors import DataError
 
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -56,6 +57,9 @@ class ListSource(Node):
     def origin(self, position: Position, context: Context) -> Origin | None:
         return Origin("<list>", as_index(position))
 
+    def signature(self) -> Signature:
+        return [{"kind": "list", "items": len(self._items), "sha256": items_sha256(self._items)}]
+
 
 class GeneratorSource(Node):
     """Items of a fresh iterator for each pass. Position: the number of items seen."""
@@ -73,6 +77,9 @@ class GeneratorSource(Node):
 
     def origin(self, position: Position, context: Context) -> Origin | None:
         return Origin(f"<{name_of(self._func)}>", as_index(position))
+
+    def signature(self) -> Signature:
+        return [{"kind": "generator", "function": function_name(self._func)}]
 
 
 class RecordSource(Node):
@@ -103,6 +110,9 @@ class RecordSource(Node):
             first += count
         return Origin(str(self._records.path), index + 1)
 
+    def signature(self) -> Signature:
+        return [{"kind": "records", "examples": len(self._records), "sha256": self._records.sha256()}]
+
 
 class FileSource(Node):
     """Lines of text files, as `Dataset.from_file` documents them.
@@ -131,6 +141,10 @@ class FileSource(Node):
     def origin(self, position: Position, context: Context) -> Origin | None:
         index, _, number = as_parts(position, 3)
         return Origin(str(self._paths[index]), number)
+
+    def signature(self) -> Signature:
+        files = [file_entry(path) for path in self._paths]
+        return [{"kind": "files", "skip_header": self._skip_header, "files": files}]
 
     def _lines(self, path: Path, offset: int, number: int) -> Iterator[tuple[str, int, int]]:
         """Yields (line, byte offset after it, lines up to and with it)."""

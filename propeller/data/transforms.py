@@ -23,6 +23,7 @@ from propeller.data.node import (
     fail,
     iterate_by_index,
 )
+from propeller.data.signature import function_name
 from propeller.errors import ConfigError, DataError
 
 # First part of the key under which a node draws, so that no two kinds of node share their random numbers.
@@ -58,6 +59,9 @@ class Map(Transform):
                 fail(self._func, error, self.source.origin(after, context))
             yield result, after
 
+    def settings(self) -> dict[str, Any]:
+        return {"kind": "map", "function": function_name(self._func)}
+
 
 class Filter(Transform):
     """The items for which `func` is true."""
@@ -74,6 +78,9 @@ class Filter(Transform):
                 fail(self._func, error, self.source.origin(after, context))
             if keep:
                 yield item, after
+
+    def settings(self) -> dict[str, Any]:
+        return {"kind": "filter", "function": function_name(self._func)}
 
 
 class Shuffle(Transform):
@@ -110,6 +117,9 @@ class Shuffle(Transform):
 
     def origin(self, position: Position, context: Context) -> Origin | None:
         return self.source.origin(int(self._order(context)[as_index(position) - 1]) + 1, context)
+
+    def settings(self) -> dict[str, Any]:
+        return {"kind": "shuffle", "seed": self._salt}
 
     def _order(self, context: Context) -> npt.NDArray[np.int64]:
         if self._last is None or self._last[0] != context:
@@ -174,6 +184,9 @@ class PoolShuffle(Pooled):
         (index,) = self.plan(pool, number, context)[done - 1]
         return self.source.origin(pool[index][1], context)
 
+    def settings(self) -> dict[str, Any]:
+        return {"kind": "shuffle", "buffer_size": self.pool_size, "seed": self._salt}
+
 
 class Repeat(Transform):
     """The source over and over, the context counting epochs. Position: (epoch, position in it)."""
@@ -206,6 +219,9 @@ class Repeat(Transform):
 
     def epoch(self, position: Position) -> int:
         return 0 if position is None else int(as_parts(position, 2)[0])
+
+    def settings(self) -> dict[str, Any]:
+        return {"kind": "repeat", "n": self._times}
 
     def _passed_on(self, epoch: int, context: Context) -> Context:
         return replace(context, epoch=context.epoch * (self._times or 1) + epoch)
@@ -241,6 +257,9 @@ class Shard(Transform):
         if self.indexed:
             position = self._index + (as_index(position) - 1) * self._num_shards + 1
         return self.source.origin(position, context)
+
+    def settings(self) -> dict[str, Any]:
+        return {"kind": "shard", "num_shards": self._num_shards, "index": self._index}
 
 
 class Take(Transform):
@@ -278,6 +297,9 @@ class Take(Transform):
         if self.indexed or position is None:
             return 0
         return self.source.epoch(as_parts(position, 2)[1])
+
+    def settings(self) -> dict[str, Any]:
+        return {"kind": "take", "n": self._count}
 
 
 @dataclass
@@ -342,6 +364,14 @@ class Interleave(Transform):
 
     def epoch(self, position: Position) -> int:
         return 0 if position is None else self.source.epoch(as_parts(position, 5)[1])
+
+    def settings(self) -> dict[str, Any]:
+        # What makes datasets of the items is an entry of its own: a map.
+        return {
+            "kind": "interleave",
+            "cycle_length": self._cycle_length,
+            "block_length": self._block_length,
+        }
 
     def _reopen(self, kept: Position, context: Context) -> _Slot:
         number, before, inner = as_parts(kept, 3)

@@ -1,4 +1,4 @@
-"""AdamW as BERT and ERNIE are fine-tuned: warm-up, decay, exclusions, clipping.
+"""AdamW as BERT and ERNIE are fine-tuned: warm-up, decay, exclusions, clipping, frozen and slower parts.
 
 Source: Loshchilov & Hutter, "Decoupled Weight Decay Regularization", algorithm 2 (AdamW), and the
 settings of Devlin et al., "BERT", appendix A.
@@ -7,11 +7,14 @@ settings of Devlin et al., "BERT", appendix A.
 from __future__ import annotations
 
 import fnmatch
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from propeller.errors import ConfigError, did_you_mean
 from propeller.paddle.runtime import paddle
+
+log = logging.getLogger("propeller")
 
 _SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda share: 1.0 - share,
@@ -62,6 +65,7 @@ def adamw(
     weight_decay: float = 0.01,
     no_decay: Sequence[str] = NO_DECAY,
     max_grad_norm: float | None = 1.0,
+    learning_rate_scale: Callable[[str], float] | None = None,
 ) -> paddle.optimizer.AdamW:
     """Builds AdamW (betas 0.9 and 0.999, epsilon 1e-8) over a model's trainable parameters.
 
@@ -74,6 +78,9 @@ def adamw(
         weight_decay: decoupled weight decay.
         no_decay: patterns (`fnmatch`, on lower-cased structured names) of parameters without it.
         max_grad_norm: clip the global norm of the gradients; None does not.
+        learning_rate_scale: structured parameter name -> multiplier of the learning rate, weight decay
+            included. It is kept with the parameter, as Paddle does; None leaves what is there (1, unless
+            the layer's `ParamAttr` says otherwise).
 
     Raises:
         ConfigError: a value out of range.
@@ -97,6 +104,8 @@ def adamw(
         for name, parameter in model.named_parameters()
         if not any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in no_decay)
     }
+    if learning_rate_scale is not None:
+        _scale_learning_rates(model, learning_rate_scale)
     return paddle.optimizer.AdamW(
         learning_rate=paddle.optimizer.lr.LambdaDecay(learning_rate, factor),
         epsilon=1e-8,
@@ -105,3 +114,56 @@ def adamw(
         apply_decay_param_fun=lambda name: name in decayed,
         grad_clip=None if max_grad_norm is None else paddle.nn.ClipGradByGlobalNorm(max_grad_norm),
     )
+
+
+def _scale_learning_rates(model: paddle.nn.Layer, scale: Callable[[str], float]) -> None:
+    """Not by parameter groups: Paddle would clip the norm of each group by itself."""
+    scales = {name: scale(name) for name, p in model.named_parameters() if not p.stop_gradient}
+    for name, value in scales.items():
+        if not 0 < value < math.inf:
+            raise ConfigError(
+                f"The learning rate of {name} is scaled by {value}; expected a number above 0. To leave a "
+                "parameter as it is, freeze it."
+            )
+    for name, parameter in model.named_parameters():
+        if name in scales:
+            parameter.optimize_attr["learning_rate"] = float(scales[name])
+
+
+def freeze(model: paddle.nn.Layer, patterns: Sequence[str]) -> list[str]:
+    """Keeps parameters as they are: they get no gradient, and an optimizer made later leaves them out.
+
+    Args:
+        model: the model.
+        patterns: `fnmatch` patterns on structured names, such as `encoder.embeddings.*`.
+
+    Returns:
+        The names of the parameters that match, in the model's order.
+
+    Raises:
+        ConfigError: a pattern matches no parameter, or none is left to train; nothing was frozen then.
+    """
+    parameters = dict(model.named_parameters())
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in parameters):
+            raise ConfigError(
+                f"No parameter matches {pattern!r}, which was to be frozen."
+                f"{did_you_mean(pattern, [*parameters, *_branches(parameters)])} The model's parameters "
+                f"begin with {', '.join(sorted({name.partition('.')[0] for name in parameters}))}."
+            )
+    frozen = [name for name in parameters if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+    if all(parameter.stop_gradient or name in frozen for name, parameter in parameters.items()):
+        raise ConfigError(f"All parameters are frozen by {', '.join(patterns)}: nothing is left to train.")
+    for name in frozen:
+        parameters[name].stop_gradient = True
+    if frozen:
+        sizes = {name: math.prod(parameter.shape) for name, parameter in parameters.items()}
+        share = sum(sizes[name] for name in frozen) / sum(sizes.values())
+        log.info("frozen: %d of %d parameters, %.1f %% of the weights", len(frozen), len(sizes), 100 * share)
+    return frozen
+
+
+def _branches(names: Iterable[str]) -> set[str]:
+    """Patterns that would match: `a.*` and `a.b.*` for `a.b.c`."""
+    parts = (name.split(".") for name in names)
+    return {".".join(part[:depth]) + ".*" for part in parts for depth in range(1, len(part))}

@@ -10,36 +10,14 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
 from typing import TextIO
 
+from propeller.cores import available_cores, has_made_up_threads, rank_threads
 from propeller.errors import ConfigError
-
-
-def available_cores() -> int:
-    """Cores this process may really use: its CPU affinity, cut by the container's quota."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        cores = os.cpu_count() or 1
-    return max(1, min(cores, _cgroup_quota() or cores))
-
-
-def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Whole cores the CPU quota allows (cgroup v2, then v1), None without a quota."""
-    try:
-        quota, period = (root / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (root / "cpu/cpu.cfs_quota_us").read_text()
-            period = (root / "cpu/cpu.cfs_period_us").read_text()
-        except OSError:
-            return None
-    if quota.strip() == "max" or int(quota) <= 0:
-        return None
-    return max(1, int(quota) // int(period))
 
 
 def _is_amd() -> bool:
@@ -52,12 +30,15 @@ def _is_amd() -> bool:
 def _prepare_environment() -> None:
     """Sets what Paddle reads while it loads, never over what the user set."""
     # Level 2 leaves errors: Paddle's C++ side otherwise logs a warning at each export.
-    wanted = {"OMP_NUM_THREADS": str(available_cores()), "GLOG_minloglevel": "2"}
+    wanted = {"OMP_NUM_THREADS": str(rank_threads()), "GLOG_minloglevel": "2"}
     if _is_amd():
         # Paddle's MKL is from 2019 and takes its slow path on AMD unless told the CPU's kind:
         # 63 -> 141 GFLOP/s for a matmul on a Zen 4 core pair.
         wanted["MKL_DEBUG_CPU_TYPE"] = "5"
-    missing = {key: value for key, value in wanted.items() if key not in os.environ}
+    unset = wanted.keys() - os.environ.keys()
+    if has_made_up_threads():
+        unset.add("OMP_NUM_THREADS")
+    missing = {key: wanted[key] for key in unset}
     if "paddle" in sys.modules and missing:
         warnings.warn(
             "Paddle was imported before propeller.paddle, so these settings came too late: "
@@ -97,6 +78,27 @@ except ModuleNotFoundError as error:
         "Install it with `pip install 'ernie-propeller[cpu]'` (or `[gpu]`).",
         name="paddle",
     ) from None
+
+
+def _check_version(version: str) -> None:
+    """Refuses a Paddle before 3.2, whose exports and optimizer states have another form.
+
+    Raises:
+        ImportError: it is one.
+    """
+    found = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    # One that was built from an unreleased source calls itself 0.0.0.
+    if (0, 0) < found < (3, 2):
+        raise ImportError(
+            f"Paddle {version} is installed; this package needs 3.2 or 3.3. For a CPU run "
+            "`pip install 'paddlepaddle>=3.2,<3.4'`. For a GPU run `pip install 'paddlepaddle-gpu>=3.2,<3.4' "
+            "--extra-index-url https://www.paddlepaddle.org.cn/packages/stable/cu126/`: PyPI has no newer "
+            "paddlepaddle-gpu than 2.6.2.",
+            name="paddle",
+        )
+
+
+_check_version(paddle.__version__)
 
 
 def set_device(name: str | None = None) -> str:

@@ -1,16 +1,18 @@
-"""Looks into checkpoints, exported weights and safetensors files, without Paddle.
+"""Looks into runs, checkpoints, exported weights and safetensors files, without Paddle.
 
+    python -m propeller.tools.ckpt_inspector show RUN     # its checkpoints: size, whole or damaged; its best
     python -m propeller.tools.ckpt_inspector show PATH    # tensors with shapes, dtypes, statistics; state
     python -m propeller.tools.ckpt_inspector dump PATH --name encoder.pooler.weight > weight.txt
 
-PATH is a checkpoint folder, any folder with `.safetensors` files, or one such file. Checksums are
-verified wherever there is a manifest.
+RUN is a model_dir or its `checkpoints` folder. PATH is a checkpoint folder, any folder with `.safetensors`
+files, or one such file. Checksums are verified wherever there is a manifest; damage makes the exit code 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ from propeller.manifest import MANIFEST, verify
 from propeller.tensors import each_tensor
 
 STATE = "state.json"
+CHECKPOINTS = "checkpoints"
+BEST = ("weights/best.json", "inference/best.json")
+_STEP = re.compile(r"step_(\d{8,})")
 
 
 def main() -> None:
@@ -41,10 +46,25 @@ def _main() -> int:
         command.add_argument("path", type=Path)
     dump.add_argument("--name", action="append", default=[], help="tensor to print; default: all")
     args = parser.parse_args()
+    checkpoints = _checkpoints(args.path)
+    if checkpoints and args.command == "show":
+        return _show_run(args.path, checkpoints)
+    if checkpoints:
+        raise ConfigError(f"{args.path} is a whole run; name one of its checkpoints: {checkpoints[-1]}.")
     files = _tensor_files(args.path)
     if args.command == "show":
         return _show(args.path, files)
     return _dump(files, args.name)
+
+
+def _checkpoints(path: Path) -> list[Path]:
+    """The checkpoints of a run in the order of their steps; none if `path` is no run's folder."""
+    folder = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
+    if not folder.is_dir():
+        return []
+    found = ((_STEP.fullmatch(child.name), child) for child in folder.iterdir())
+    steps = [(int(match[1]), child) for match, child in found if match and child.is_dir()]
+    return [child for _, child in sorted(steps)]
 
 
 def _tensor_files(path: Path) -> list[Path]:
@@ -52,8 +72,51 @@ def _tensor_files(path: Path) -> list[Path]:
         return [path]
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
     if not files:
-        raise CheckpointError(f"{path} is neither a .safetensors file nor a folder that holds one.")
+        raise CheckpointError(
+            f"{path} is neither a .safetensors file, nor a folder that holds one, nor that of a run with "
+            "checkpoints."
+        )
     return files
+
+
+def _show_run(path: Path, checkpoints: list[Path]) -> int:
+    """Lists checkpoints and the best exports; returns 1 if a checkpoint is damaged."""
+    damaged = 0
+    for folder in checkpoints:
+        try:
+            verify(folder)
+            verdict = "whole"
+        except CheckpointError as error:
+            verdict, damaged = f"DAMAGED: {error}", damaged + 1
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        # Checksums of large files take time: each line as soon as it is known.
+        print(f"{folder.name} {size / 1e6:12,.3f} MB  {verdict}", flush=True)
+    model_dir = path if (path / CHECKPOINTS).is_dir() else path.resolve().parent
+    exports = sorted(file for pattern in BEST for file in model_dir.glob(f"*/{pattern}"))
+    for file in exports:
+        print(f"{file.parent.relative_to(model_dir)}: {_best(file)}")
+    if not exports:
+        print(f"nothing was exported as the best below {model_dir}")
+    return 1 if damaged else 0
+
+
+def _best(file: Path) -> str:
+    """Step and results of a best export, as a best exporter wrote them."""
+    try:
+        best = json.loads(file.read_text("utf-8"))
+        sets = [
+            f"{name}: " + ", ".join(f"{metric} {_figure(value)}" for metric, value in metrics.items())
+            for name, metrics in best["results"].items()
+        ]
+        return "; ".join([f"step {best['step']}", *sets])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error!r}).") from error
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, str):  # NaN and infinity, spelt out
+        return value
+    return f"{value:.6f}" if isinstance(value, float) else atomic.to_json(value)
 
 
 def _show(path: Path, files: list[Path]) -> int:

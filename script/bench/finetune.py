@@ -26,7 +26,7 @@ import numpy as np
 import safetensors.numpy
 
 import propeller.paddle as propeller
-from ernie.pretrained import load_pretrained_state
+from ernie.pretrained import load_pretrained_config, load_pretrained_state
 from ernie.tasks.classification import ClassificationProcessor, file_columns, label_column
 from ernie.tasks.models import ClassificationModel
 from ernie.tokenizing import load_tokenizer
@@ -59,6 +59,17 @@ class StepLosses(propeller.Hook):
         self.seconds.append(time.perf_counter() - self._began)
 
 
+def initial_tensors(init: str | Path) -> dict[str, np.ndarray]:
+    """The peer's first weights, of encoder and classifier, under our names."""
+    _, encoder = load_pretrained_state(init)
+    head = safetensors.numpy.load_file(Path(init) / "model.safetensors")
+    return {
+        **{f"encoder.{name}": array for name, array in encoder.items()},
+        "head.classifier.weight": head["classifier.weight"].T.copy(),
+        "head.classifier.bias": head["classifier.bias"],
+    }
+
+
 def run(task_name: str, data: Path, peer: Path, out: Path, dropout: float, steps: int | None) -> None:
     """Repeats one run of the peer."""
     task = TASKS[task_name]
@@ -74,11 +85,7 @@ def run(task_name: str, data: Path, peer: Path, out: Path, dropout: float, steps
         lambda rows: pad_batch([train[row] for row in rows], pad_values=processor.pad_values)
     )
 
-    config, encoder = load_pretrained_state(init)
-    head = safetensors.numpy.load_file(init / "model.safetensors")
-    first = {f"encoder.{name}": array for name, array in encoder.items()}
-    first["head.classifier.weight"] = head["classifier.weight"].T.copy()
-    first["head.classifier.bias"] = head["classifier.bias"]
+    config = load_pretrained_config(init)
     hparams = {
         **config.to_dict(),
         "hidden_dropout_prob": dropout,
@@ -104,7 +111,7 @@ def run(task_name: str, data: Path, peer: Path, out: Path, dropout: float, steps
             "warmup_proportion": (math.ceil(WARMUP * total) + 0.5) / total,  # rounds down to the peer's steps
             "weight_decay": WEIGHT_DECAY,
         },
-        propeller.WarmStartSetting(source=lambda: first),
+        propeller.WarmStartSetting(source=lambda: initial_tensors(init)),
     )
     learner.train(ordered.buffered(8), hooks=[losses])
     result = learner.evaluate(dev.bucket(batch_size=32, pad_values=processor.pad_values))

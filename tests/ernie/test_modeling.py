@@ -224,6 +224,7 @@ def test_the_same_numbers_from_the_inference_engine(golden, tmp_path):
     import paddle.inference as engine
 
     wrapper = Wrapper(ErnieModel.from_pretrained(golden[0]))
+    wrapper.encoder.recompute = True  # concerns training alone
     wrapper.eval()
     batches = [np.array([[5, 6, 7, 0, 0], [8, 9, 10, 11, 0]]), np.array([[12, 13]])]
     expected = [[output.numpy() for output in wrapper(paddle.to_tensor(batch))] for batch in batches]
@@ -289,6 +290,71 @@ def test_frozen_parameters_get_no_gradient():
     assert model.embeddings.word.weight.grad is None
     assert layer.ffn.up.bias.grad is not None
     assert model.layers[1].ffn.up.weight.grad is not None
+
+
+def trained_twice(recompute, frozen):
+    """Loss, gradients summed over two batches, and what both generators give afterwards."""
+    paddle.seed(7)
+    np.random.seed(7)
+    model = ErnieModel(ErnieConfig(**{**SMALL, "num_hidden_layers": 3}))
+    for name, parameter in model.named_parameters():
+        parameter.stop_gradient = name.startswith(frozen)
+    model.recompute = recompute
+    losses = []
+    for rows in ([[5, 6, 7, 0], [8, 9, 10, 11]], [[12, 13, 14]]):
+        output = model(ids(*rows), output_hidden=True)
+        loss = output.pooled.square().sum() + output.hidden[1].sum()
+        loss.backward()
+        losses.append(loss.item())
+    gradients = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
+    return losses, gradients, (paddle.rand([1]).item(), np.random.rand())
+
+
+@pytest.mark.parametrize(
+    "frozen",
+    [(), ("embeddings.",), ("embeddings.", "layers.0.", "layers.1.attention.")],
+    ids=["none", "embeddings", "layers"],
+)
+def test_recomputed_gradients_are_the_same_bits(frozen):
+    losses, gradients, after = trained_twice(False, frozen)
+    again = trained_twice(True, frozen)
+    assert again[0] == losses and again[2] == after
+    assert again[1].keys() == gradients.keys() and gradients
+    assert not any(name.startswith(frozen) for name in gradients)
+    for name, array in gradients.items():
+        np.testing.assert_array_equal(again[1][name], array, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("recompute", "training", "frozen", "runs"),
+    [
+        (True, True, (), [2, 2]),
+        (True, True, ("embeddings.",), [1, 2]),  # Paddle would log a warning at every step
+        (True, True, ("embeddings.", "layers.0."), [1, 1]),
+        (False, True, (), [1, 1]),
+        (True, False, (), [1, 1]),
+    ],
+    ids=["on", "frozen-embeddings", "frozen-layer", "off", "evaluation"],
+)
+def test_layers_run_once_more_only_where_it_helps(recompute, training, frozen, runs):
+    model = ErnieModel(ErnieConfig(**SMALL))
+    model.recompute = recompute
+    model.train() if training else model.eval()
+    for name, parameter in model.named_parameters():
+        parameter.stop_gradient = bool(frozen) and name.startswith(frozen)
+    calls = [0, 0]
+
+    def count(index):
+        calls[index] += 1
+
+    for index, layer in enumerate(model.layers):
+        layer.register_forward_post_hook(lambda *_, index=index: count(index))
+    model(ids([5, 6, 7])).pooled.sum().backward()
+    assert calls == runs
+    calls[:] = [0, 0]
+    with paddle.no_grad():
+        model(ids([5, 6, 7]))
+    assert calls == [1, 1]
 
 
 def masked(layer, data):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -165,19 +166,26 @@ def test_lock_keeps_a_second_one_out(tmp_path):
         pass
 
 
-def test_lock_of_another_process_ends_with_it(tmp_path, root):
+@contextlib.contextmanager
+def held(folder, root):
+    """Another process that holds the lock of a folder."""
     holder = subprocess.Popen(
         [sys.executable, "-c",
          "import sys, pathlib; from propeller.atomic import FolderLock\n"
          "with FolderLock(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()",
-         str(tmp_path)],
+         str(folder)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root,
     )  # fmt: skip
     with holder:
         assert holder.stdout.readline() == "held\n"
+        yield holder
+        holder.kill()
+
+
+def test_lock_of_another_process_ends_with_it(tmp_path, root):
+    with held(tmp_path, root) as holder:
         with pytest.raises(PropellerError, match=rf"in use by process {holder.pid}\. Wait for it, stop it"):
             atomic.FolderLock(tmp_path).__enter__()
-        holder.kill()
     with atomic.FolderLock(tmp_path):
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
@@ -250,3 +258,65 @@ def test_manifest_names_the_damage(listed, damage, message):
     damage(listed)
     with pytest.raises(CheckpointError, match=message):
         manifest.verify(listed)
+
+
+def test_set_aside_takes_the_first_free_name(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    (tmp_path / "run.2").write_text("in the way")
+    (tmp_path / "run.3").symlink_to("nowhere")
+    for expected in ("run.1", "run.4"):
+        run.mkdir()
+        (run / "file").write_text(expected)
+        assert atomic.set_aside(run) == tmp_path / expected
+        assert not run.exists()
+        assert (tmp_path / expected / "file").read_text() == expected
+    run.mkdir()
+    (run / "file").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    assert atomic.set_aside(Path("run")) == tmp_path / "run.5"
+
+
+def test_set_aside_of_nothing(tmp_path):
+    run = tmp_path / "run"
+    assert atomic.set_aside(run) is None
+    assert not run.exists()
+    run.mkdir()
+    assert atomic.set_aside(run) is None
+    with atomic.FolderLock(run):
+        pass
+    assert names(run) == [".lock"]
+    assert atomic.set_aside(run) is None
+    assert names(tmp_path) == ["run"]
+
+
+@pytest.mark.skipif(atomic.fcntl is None, reason="there are no locks")
+def test_set_aside_leaves_a_folder_in_use(tmp_path, root):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "file").write_text("x")
+    with held(tmp_path / "run", root) as holder:
+        with pytest.raises(PropellerError, match=rf"in use by process {holder.pid}\."):
+            atomic.set_aside(tmp_path / "run")
+    assert names(tmp_path) == ["run"]
+    assert atomic.set_aside(tmp_path / "run") == tmp_path / "run.1"
+
+
+def test_set_aside_of_what_cannot_be_renamed(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    (run / "inner").mkdir(parents=True)
+    monkeypatch.chdir(run / "inner")
+    for folder in (run, Path("..")):
+        with pytest.raises(
+            PropellerError, match=r"run cannot be moved to .*run\.1: it is, or holds, the cur"
+        ):
+            atomic.set_aside(folder)
+    monkeypatch.chdir(tmp_path)
+
+    def rename(self, target):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(
+        PropellerError, match=r"busy\. Move what is in it yourself, or choose another model_dir"
+    ):
+        atomic.set_aside(run)
+    assert (run / "inner").is_dir()

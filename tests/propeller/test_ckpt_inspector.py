@@ -118,4 +118,90 @@ def test_nothing_to_look_at(inspect, tmp_path):
     for path in (tmp_path, tmp_path / "absent"):
         code, output, errors = inspect("show", path)
         assert (code, output) == (1, "")
-        assert errors == f"error: {path} is neither a .safetensors file nor a folder that holds one.\n"
+        assert errors == (
+            f"error: {path} is neither a .safetensors file, nor a folder that holds one, nor that of a run "
+            "with checkpoints.\n"
+        )
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A model_dir with three checkpoints and a best of step 20, as a run leaves them."""
+    model_dir = tmp_path / "run"
+    for step in (10, 20, 100_000_000):
+        folder = model_dir / f"checkpoints/step_{step:08d}"
+        folder.mkdir(parents=True)
+        save_file({"w": np.zeros(step // 10 if step < 100 else 500_000, np.float32)},
+                  folder / "model.safetensors")  # fmt: skip
+        (folder / "state.json").write_text("{}")
+        manifest.write(folder)
+    (model_dir / "checkpoints/.step_00000030.abc").mkdir()  # being written
+    (model_dir / "checkpoints/notes.txt").write_text("not a checkpoint")
+    version = model_dir / "best/.inference/step_00000020"
+    version.mkdir(parents=True)
+    results = {"dev": {"loss": 0.25, "acc": 0.9, "n": 40, "table": [[1, 0]]}, "test": {"loss": "NaN"}}
+    (version / "best.json").write_text(json.dumps({"step": 20, "results": results}))
+    (model_dir / "best/inference").symlink_to(".inference/step_00000020")
+    return model_dir
+
+
+def sizes(run):
+    return [
+        sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+        for folder in sorted((run / "checkpoints").glob("step_*"), key=lambda folder: int(folder.name[5:]))
+    ]
+
+
+def test_show_a_run(inspect, run):
+    small, second, big = sizes(run)
+    expected = (
+        f"step_00000010 {small:12,.3f} MB  whole\n"
+        f"step_00000020 {second:12,.3f} MB  whole\n"
+        f"step_100000000 {big:12,.3f} MB  whole\n"
+        "best/inference: step 20; dev: loss 0.250000, acc 0.900000, n 40, table [[1, 0]]; test: loss NaN\n"
+    )
+    assert big > 2
+    for path in (run, run / "checkpoints"):
+        assert inspect("show", path) == (0, expected, "")
+
+
+def test_show_a_damaged_run(inspect, run):
+    """Each checkpoint gets its verdict, whatever the others are like."""
+    first, second, third = (
+        run / f"checkpoints/step_{step}" for step in ("00000010", "00000020", "100000000")
+    )
+    (first / "manifest.json").unlink()
+    data = bytearray((third / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (third / "model.safetensors").write_bytes(data)
+    code, output, errors = inspect("show", run)
+    assert (code, errors) == (1, "")
+    lines = output.splitlines()
+    assert f"DAMAGED: {first / 'manifest.json'} cannot be read" in lines[0]
+    assert lines[1].endswith("MB  whole")
+    assert lines[2].endswith(
+        f"DAMAGED: {third / 'model.safetensors'} is damaged: its bytes do not match their sha256."
+    )
+    assert lines[3].startswith("best/inference: step 20; dev: loss 0.25")
+    (second / "state.json").unlink()
+    assert f"DAMAGED: {second / 'state.json'} is missing." in inspect("show", run)[1]
+
+
+def test_a_run_without_a_best(inspect, run):
+    file = run / "best/inference/best.json"
+    file.write_text('{"step": 20}')
+    code, output, errors = inspect("show", run)
+    assert code == 1 and output.count("whole") == 3
+    assert errors == f"error: {file} cannot be read (KeyError('results')).\n"
+    (run / "best/inference").unlink()
+    code, output, errors = inspect("show", run)
+    assert (code, errors) == (0, "")
+    assert output.splitlines()[3] == f"nothing was exported as the best below {run}"
+
+
+def test_dump_needs_one_checkpoint(inspect, run):
+    newest = run / "checkpoints/step_100000000"
+    code, output, errors = inspect("dump", run)
+    assert (code, output) == (2, "")
+    assert errors == f"error: {run} is a whole run; name one of its checkpoints: {newest}.\n"
+    assert inspect("dump", run / "checkpoints/step_00000010")[1] == "# w [1]\n0\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import pytest
@@ -239,3 +240,24 @@ def test_help_names_the_environment(capsys):
         parse("--help")
     assert stop.value.code == 0
     assert "PROPELLER_RUNCONFIG" in capsys.readouterr().out
+
+
+def test_switches_are_keys_of_the_run_configuration():
+    config = parse_runconfig(parse("--profile", "--run_config", '{"profile": false, "max_steps": 5}'))
+    assert (config.profile, config.check_numerics, config.max_steps) == (True, False, 5)
+    assert parse_runconfig(parse("--check_numerics")).check_numerics
+    assert parse_runconfig(parse("--run_config", '{"profile": true}')).profile, "no flag is no 'false'"
+
+
+def test_flags_of_the_launch_stay_flags():
+    args = parse("--nproc", "auto", "--restart")
+    assert (args.nproc, args.restart) == ("auto", True)
+    assert parse_runconfig(args) == propeller.RunConfig()
+    assert (parse().nproc, parse().restart) == (None, False)
+
+
+def test_a_parser_without_the_newer_flags():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--run_config", action="append", default=[])
+    args = parser.parse_args(["--run_config", '{"max_steps": 5}'])
+    assert parse_runconfig(args).max_steps == 5

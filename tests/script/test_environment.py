@@ -33,7 +33,8 @@ USE = 'set -eu; source script/environment.sh; use_environment "$1"'
 def checkout(root: Path, tmp_path: Path) -> Path:
     """A checkout with what the scripts need."""
     folder = tmp_path / "check out"
-    for name in ("script/environment.sh", "script/test_pythons.sh", "pyproject.toml", "propeller/version.py"):
+    scripts = ("script/environment.sh", "script/test_pythons.sh", "script/test_matrix.sh")
+    for name in (*scripts, "pyproject.toml", "propeller/version.py"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root / name, folder / name)
     (folder / "python").write_text(STUB)
@@ -77,7 +78,25 @@ def install(extra: str) -> str:
     return f"-m pip install --quiet --disable-pip-version-check --editable .[{extra}]"
 
 
-@pytest.mark.parametrize("script", ["quickstart", "test", "docs", "environment", "test_pythons"])
+def run_script(
+    checkout: Path, script: str, test: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a script that goes through several environments, with `test` in place of script/test.sh."""
+    (checkout / "script/test.sh").write_text(test)
+    return subprocess.run(
+        ["bash", f"script/{script}.sh", "-k", "two words"],
+        cwd=checkout,
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+SCRIPTS = ["quickstart", "test", "docs", "environment", "test_pythons", "test_matrix"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_syntax(root: Path, script: str) -> None:
     done = subprocess.run(["bash", "-n", root / f"script/{script}.sh"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -95,6 +114,12 @@ class TestEnvironment:
     def test_named(self, calls: Callable[..., list[str]], checkout: Path) -> None:
         assert calls(VENV="other/an environment")[0] == "-m venv other/an environment"
         assert (checkout / "other/an environment/.installed-cpu").exists()
+
+    def test_with_a_version_of_paddle(self, calls: Callable[..., list[str]]) -> None:
+        assert calls(PADDLE_VERSION="3.2.2") == ["-m venv .venv", f"{install('cpu')} paddlepaddle==3.2.2"]
+        assert calls(PADDLE_VERSION="3.2.2") == []
+        assert calls(PADDLE_VERSION="3.3.1") == [f"{install('cpu')} paddlepaddle==3.3.1"]
+        assert calls() == [install("cpu")]
 
     def test_without_pip_it_is_made_anew(self, calls: Callable[..., list[str]], checkout: Path) -> None:
         calls()
@@ -127,19 +152,9 @@ class TestEnvironment:
 
 
 class TestPythons:
-    def run(self, checkout: Path, pythons: str, test: str) -> subprocess.CompletedProcess[str]:
-        (checkout / "script/test.sh").write_text(test)
-        return subprocess.run(
-            ["bash", "script/test_pythons.sh", "-k", "two words"],
-            cwd=checkout,
-            env={"PATH": os.environ["PATH"], "PYTHONS": pythons},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
     def test_each_has_its_environment(self, checkout: Path) -> None:
-        done = self.run(checkout, sys.executable, 'printf "%s|" "$PYTHON" "$VENV" "$@"; echo')
+        test = 'printf "%s|" "$PYTHON" "$VENV" "$@"; echo'
+        done = run_script(checkout, "test_pythons", test, PYTHONS=sys.executable)
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         assert done.returncode == 0, done.stderr
         _, ran, summary = done.stdout.splitlines()
@@ -147,7 +162,25 @@ class TestPythons:
         assert summary == f"== passed: {version}; failed: none"
 
     def test_a_failure_or_a_missing_python_fails(self, checkout: Path) -> None:
-        assert self.run(checkout, sys.executable, "exit 3").returncode == 1
-        done = self.run(checkout, f"{sys.executable} python3.99", "exit 0")
+        assert run_script(checkout, "test_pythons", "exit 3", PYTHONS=sys.executable).returncode == 1
+        done = run_script(checkout, "test_pythons", "exit 0", PYTHONS=f"{sys.executable} python3.99")
         assert done.returncode == 1
         assert done.stdout.endswith("failed: python3.99\n")
+
+
+class TestMatrix:
+    def test_each_version_has_its_environment(self, checkout: Path) -> None:
+        done = run_script(checkout, "test_matrix", 'printf "%s|" "$PADDLE_VERSION" "$VENV" "$@"; echo')
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == [
+            "== Paddle 3.2.2",
+            "3.2.2|.venv-paddle-3.2.2|-k|two words|",
+            "== Paddle 3.3.1",
+            "3.3.1|.venv-paddle-3.3.1|-k|two words|",
+            "== passed: 3.2.2 3.3.1; failed: none",
+        ]
+
+    def test_a_failure_fails_and_the_others_are_run(self, checkout: Path) -> None:
+        done = run_script(checkout, "test_matrix", '[ "$PADDLE_VERSION" != 8.1 ]', PADDLES="8.1 9.2")
+        assert done.returncode == 1
+        assert done.stdout.endswith("== passed: 9.2; failed: 8.1\n")

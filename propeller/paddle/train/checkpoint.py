@@ -3,7 +3,9 @@
     model_dir/checkpoints/step_00000100/
         model.safetensors       parameters and buffers by structured name
         optimizer.safetensors   accumulators as `parameter name|accumulator`
-        state.json              run state, data position, schedule, hooks
+        average.safetensors     averages of the weights, where the run makes them
+        state.json              run state, data and position in it, identity of the model, schedule, loss
+                                scale, hooks
         manifest.json           format version, sizes and sha256 of the others; written last
 
 The folder is written aside, synced and renamed once, so a run killed at any instant leaves the last
@@ -17,7 +19,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,13 @@ from propeller.types import RunState
 log = logging.getLogger("propeller")
 
 STATE, MODEL, OPTIMIZER = "state.json", "model.safetensors", "optimizer.safetensors"
+AVERAGE = "average.safetensors"
 _PREFIX = "step_"
 _NAME = re.compile(_PREFIX + r"(\d{8,})")
 
 Tensors = dict[str, "paddle.Tensor"]
+
+_VALUES = ("position", "data", "identity", "schedule", "scaler", "average_updates", "hooks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,18 +50,35 @@ class Checkpoint:
     Attributes:
         state: how far the run had come.
         position: where the training data goes on.
+        data: `Dataset.signature` of the training data, to which the position belongs.
+        identity: `Model.identity`.
         model: parameters and buffers.
         optimizer: accumulators, see `optimizer_tensors`.
         schedule: state of the learning-rate schedule.
+        scaler: state of the loss scale; empty without one.
+        average: averages of the weights; empty where the run makes none.
+        average_updates: how often these were updated.
         hooks: state of each hook by its name.
     """
 
     state: RunState
     position: Any
+    data: Sequence[Any]
+    identity: Mapping[str, Any]
     model: Tensors
     optimizer: Tensors
     schedule: Mapping[str, Any]
+    scaler: Mapping[str, Any]
+    average: Tensors
+    average_updates: int
     hooks: Mapping[str, Any]
+
+    def values(self) -> dict[str, Any]:
+        """All that is no tensor, as `state.json` holds it."""
+        return {
+            "run": dataclasses.asdict(self.state),
+            **{name: getattr(self, name) for name in _VALUES},
+        }
 
 
 class Checkpointer:
@@ -80,19 +102,15 @@ class Checkpointer:
             CheckpointError: the disk is full or the folder cannot be written; what was there stays.
         """
         target = self.path(checkpoint.state.step)
-        state = {
-            "run": dataclasses.asdict(checkpoint.state),
-            "position": checkpoint.position,
-            "schedule": checkpoint.schedule,
-            "hooks": checkpoint.hooks,
-        }
         try:
             if target.exists():  # a damaged one that the resume went behind, or the same once more
                 shutil.rmtree(target)
             with atomic.new_folder(target) as folder:
                 safetensors.paddle.save_file(checkpoint.model, str(folder / MODEL))
                 safetensors.paddle.save_file(checkpoint.optimizer, str(folder / OPTIMIZER))
-                (folder / STATE).write_text(atomic.to_json(state, indent=1), "utf-8")
+                if checkpoint.average:
+                    safetensors.paddle.save_file(checkpoint.average, str(folder / AVERAGE))
+                (folder / STATE).write_text(atomic.to_json(checkpoint.values(), indent=1), "utf-8")
                 manifest.write(folder, paddle=paddle.__version__)
             # Of a save that was killed; the folder's lock keeps every other writer out.
             for cut in self.folder.glob(f".{_PREFIX}*"):
@@ -157,14 +175,14 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         CheckpointError: it is damaged; the file is named.
     """
     manifest.verify(folder)
-    state = json.loads((folder / STATE).read_text("utf-8"))
+    values = json.loads((folder / STATE).read_text("utf-8"))
+    average = folder / AVERAGE
     return Checkpoint(
-        state=RunState(**state["run"]),
-        position=state["position"],
+        state=RunState(**values.pop("run")),
         model=safetensors.paddle.load_file(str(folder / MODEL)),
         optimizer=safetensors.paddle.load_file(str(folder / OPTIMIZER)),
-        schedule=state["schedule"],
-        hooks=state["hooks"],
+        average=safetensors.paddle.load_file(str(average)) if average.exists() else {},
+        **values,
     )
 
 
@@ -190,9 +208,7 @@ def set_weights(layer: paddle.nn.Layer, tensors: Mapping[str, Any], source: str 
     layer.set_state_dict(dict(tensors))
 
 
-def _accumulator_names(
-    optimizer: paddle.optimizer.Optimizer, model: paddle.nn.Layer
-) -> dict[str, str]:
+def _accumulator_names(optimizer: paddle.optimizer.Optimizer, model: paddle.nn.Layer) -> dict[str, str]:
     """Paddle's name of each accumulator -> `parameter|accumulator`, which is stable across processes.
 
     Paddle joins the parameter's own name, the accumulator's and a counter: `linear_0.w_0_moment1_0`.
@@ -221,24 +237,44 @@ def set_optimizer_tensors(
     Raises:
         CheckpointError: the accumulators are not the saved ones.
     """
-    # They exist only after the first step, under names nobody can foretell: have them made first, for
-    # the parameters that have been updated. One that never got a gradient has none.
-    block = paddle.static.default_main_program().global_block()
-    owners = {name.rpartition("|")[0] for name in tensors}
-    updated = [p for name, p in model.named_parameters() if name in owners and not p.stop_gradient]
-    optimizer._create_accumulators(block, updated)
-    names = _accumulator_names(optimizer, model)
-    if set(names.values()) != set(tensors):
-        differing = sorted(set(names.values()) ^ set(tensors))
-        raise CheckpointError(
-            f"The saved optimizer state does not fit the optimizer; it differs in {len(differing)} "
-            f"accumulators, such as {', '.join(differing[:5])}."
-        )
+    names = make_accumulators(optimizer, model, tensors)
     optimizer.set_state_dict(
         {**{key: tensors[name] for key, name in names.items()}, "LR_Scheduler": schedule_state(optimizer)}
     )
     # Paddle keeps this second copy, and would look there for a parameter whose first gradient is to come.
     optimizer._accumulators_holder = {}
+
+
+def make_accumulators(
+    optimizer: paddle.optimizer.Optimizer, model: paddle.nn.Layer, wanted: Collection[str]
+) -> dict[str, str]:
+    """Makes the accumulators of an optimizer that has not made a step yet.
+
+    They otherwise come with the first step, under names nobody can foretell, for the parameters that it
+    updates: one that never got a gradient has none.
+
+    Args:
+        optimizer, model: as they are.
+        wanted: the accumulators' stable names.
+
+    Returns:
+        Paddle's name of each -> the stable one.
+
+    Raises:
+        CheckpointError: the optimizer makes others.
+    """
+    block = paddle.static.default_main_program().global_block()
+    owners = {name.rpartition("|")[0] for name in wanted}
+    updated = [p for name, p in model.named_parameters() if name in owners and not p.stop_gradient]
+    optimizer._create_accumulators(block, updated)
+    names = _accumulator_names(optimizer, model)
+    if set(names.values()) != set(wanted):
+        differing = sorted(set(names.values()) ^ set(wanted))
+        raise CheckpointError(
+            f"The saved optimizer state does not fit the optimizer; it differs in {len(differing)} "
+            f"accumulators, such as {', '.join(differing[:5])}. (Were other parameters frozen?)"
+        )
+    return names
 
 
 def schedule_of(optimizer: paddle.optimizer.Optimizer) -> paddle.optimizer.lr.LRScheduler | None:

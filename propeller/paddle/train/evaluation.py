@@ -13,6 +13,8 @@ import numpy as np
 
 from propeller.data import Dataset
 from propeller.errors import ConfigError, DataError
+from propeller.metrics import Metric
+from propeller.paddle.distributed import Ranks
 from propeller.paddle.runtime import paddle
 from propeller.paddle.train.model import Batch, Model, label_columns, run_loss, to_numpy
 from propeller.types import RunMode
@@ -31,13 +33,15 @@ def evaluate_all(
     datasets: Mapping[str, Dataset],
     max_batches: int | None,
     step: int,
+    *,
+    ranks: Ranks,
     stop: Callable[[], bool],
 ) -> Results:
     """Evaluates every set and logs a line for each; see `evaluate`."""
     results: Results = {}
     for name, dataset in datasets.items():
         started = time.monotonic()
-        results[name] = evaluate(model, dataset, max_batches, stop)
+        results[name] = evaluate(model, dataset, max_batches, ranks=ranks, stop=stop)
         shown = ", ".join(
             f"{key}: {value:.6f}" if isinstance(value, float) else f"{key}: {value}"
             for key, value in results[name].items()
@@ -52,14 +56,20 @@ def evaluate(
     model: Model,
     dataset: Dataset,
     max_batches: int | None = None,
+    *,
+    ranks: Ranks,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Runs the model over a set in EVAL mode and puts its mode back.
+
+    Each rank takes every `ranks.size`-th batch; what the metrics have seen is then brought together, so
+    that all ranks return the same.
 
     Args:
         model: the live model.
         dataset: batches with labels.
         max_batches: at most so many; None takes all.
+        ranks: the processes that evaluate together.
         stop: asked before each batch whether to give up.
 
     Returns:
@@ -68,18 +78,20 @@ def evaluate(
     Raises:
         DataError: the set is empty, or has no labels.
         ConfigError: a metric is called `loss` or `n`, which the result has already.
-        CutShort: `stop` said so.
+        CutShort: `stop` said so, on any rank.
     """
     metrics = model.metrics()
     if taken := {"loss", "n"} & metrics.keys():
         raise ConfigError(f"A metric cannot be called {min(taken)!r}: every evaluation has that already.")
     total, weight, count = 0.0, 0.0, 0
     before, model.mode = model.mode, RunMode.EVAL
+    cut_short = False
     try:
         with paddle.no_grad(), contextlib.closing(dataset.iterate()) as batches:
-            for columns, _ in itertools.islice(batches, max_batches):
-                if stop():
-                    raise CutShort
+            for columns, _ in itertools.islice(batches, ranks.rank, max_batches, ranks.size):
+                cut_short = stop()
+                if cut_short:
+                    break
                 batch = Batch.of(model, columns)
                 predictions = model(batch.features)
                 batch_total, batch_weight = run_loss(model, predictions, batch)
@@ -90,10 +102,26 @@ def evaluate(
                     metric.update(outputs, labels, columns)
     finally:
         model.mode = before
-    if not count:
+    total, weight, examples, cut = ranks.sum([total, weight, count, cut_short])
+    if cut:
+        raise CutShort
+    if not examples:
         raise DataError("The evaluation data gave no batch.")
+    if not weight:
+        raise DataError("The loss of the evaluation data has the weight 0: nothing in it counts.")
+    for metric in metrics.values():
+        _merge(metric, ranks)
     computed = {name: _plain(metric.compute()) for name, metric in metrics.items()}
-    return {"loss": total / weight, **computed, "n": count}
+    return {"loss": float(total / weight), **computed, "n": int(examples)}
+
+
+def _merge(metric: Metric, ranks: Ranks) -> None:
+    """Brings what the ranks have seen into one metric, the same on each."""
+    if ranks.size > 1:
+        states = ranks.gather(metric.state())
+        metric.reset()
+        for state in states:
+            metric.merge(state)
 
 
 def _plain(value: Any) -> Any:

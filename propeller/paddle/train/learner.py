@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
-import json
+import contextlib
 import logging
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,26 +10,46 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.paddle
 
 from propeller import atomic
 from propeller.bundle import Bundle, read_bundle
 from propeller.data import Dataset
-from propeller.errors import CheckpointError, ConfigError, DataError, ExportError
+from propeller.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ExportError,
+    Interrupted,
+    NonFiniteLossError,
+    PropellerError,
+)
+from propeller.paddle import distributed
+from propeller.paddle.cpu_training import training_settings
+from propeller.paddle.distributed import Ranks
 from propeller.paddle.runtime import paddle, set_device
 from propeller.paddle.train import loop
 from propeller.paddle.train.checkpoint import Checkpointer, set_weights
 from propeller.paddle.train.evaluation import evaluate
 from propeller.paddle.train.exporter import Exporter, export_bundle
 from propeller.paddle.train.hooks import Hook
+from propeller.paddle.train.job import Job
+from propeller.paddle.train.lr_finder import Trial, find_learning_rate
 from propeller.paddle.train.model import Batch, Model, ModelFactory, build_model, to_numpy
+from propeller.paddle.train.precision import Precision
+from propeller.paddle.train.profiling import Profiler
 from propeller.paddle.train.reporting import CurvesHook, LoggingHook, ProgressHook, SummaryHook
+from propeller.paddle.train.step import StepStrategy, plain_step
+from propeller.paddle.train.warm_start import warm_start
 from propeller.processor import Processor
+from propeller.run_file import write_run_file
 from propeller.types import HParams, RunConfig, RunMode, RunState, WarmStartSetting
 from propeller.version import __version__
 
 log = logging.getLogger("propeller")
+
+PROFILE = "profile"
+# What Paddle's check of every operation says.
+_NOT_FINITE = "There are NAN or INF"
 
 
 class Learner:
@@ -56,14 +75,23 @@ class Learner:
         self._factory = model_class_or_model_fn
         self._warm_start_setting = warm_start_setting
         self._checkpointer = Checkpointer(run_config.model_dir, run_config.max_ckpt)
+        self._ranks: Ranks | None = None
         self._model: Model | None = None
         self._has_weights = False
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that this run was started with; joined when they are first needed."""
+        if self._ranks is None:
+            self._ranks = distributed.join(self.run_config.device)
+        return self._ranks
 
     @property
     def model(self) -> Model:
         """The live model, built with the run's seed when it is first needed."""
         if self._model is None:
-            set_device(self.run_config.device)
+            if self.ranks.size == 1:  # a rank's device is the launcher's to choose
+                set_device(self.run_config.device)
             paddle.seed(self.run_config.seed)
             np.random.seed(self.run_config.seed)  # for user code that draws from numpy
             self._model = build_model(self._factory, self.hparams, RunMode.TRAIN, self.run_config)
@@ -76,16 +104,21 @@ class Learner:
         eval_datasets: Mapping[str, Dataset] | None = None,
         hooks: Sequence[Hook] = (),
         exporters: Sequence[Exporter] = (),
-        step_strategy: loop.StepStrategy = loop.plain_step,
+        step_strategy: StepStrategy = plain_step,
+        restart: bool = False,
     ) -> RunState:
         """Trains from the newest checkpoint in `model_dir`, or anew.
+
+        With several ranks all call this, with the same arguments. A batch of the data is what one step
+        learns from, however many they are: each takes its rows of it.
 
         Args:
             train_dataset: batches; repeated as often as wanted.
             eval_datasets: batches to evaluate, by set name.
-            hooks: in addition to logging, progress bar, summaries and curves.
-            exporters: called after each evaluation.
+            hooks: in addition to logging, progress bar, summaries and curves; rank 0 alone calls them.
+            exporters: called after each evaluation, by rank 0 alone.
             step_strategy: what makes one update of one batch.
+            restart: begin anew; a `model_dir` that is there is kept under another name.
 
         Returns:
             The state reached.
@@ -96,25 +129,105 @@ class Learner:
         """
         if exporters and not eval_datasets:
             raise ConfigError("An exporter exports after an evaluation, but there is no evaluation set.")
-        model_dir = Path(self.run_config.model_dir)
-        with atomic.FolderLock(model_dir):
-            model = self.model
-            if not self._checkpointer.steps() and self._warm_start_setting is not None:
-                warm_start(model, self._warm_start_setting)
-            self._write_run_file(model_dir)
-            job = loop.Job(
-                model=model,
-                optimizer=model.optimizer(),
-                run_config=self.run_config,
-                train_dataset=train_dataset,
-                eval_datasets=eval_datasets or {},
-                hooks=[LoggingHook(), ProgressHook(), SummaryHook(), CurvesHook(), *hooks],
-                exporters=exporters,
-                checkpointer=self._checkpointer,
+        model, ranks, config = self.model, self.ranks, self.run_config
+        precision = Precision.of(config.precision, paddle.get_device())
+        profiler = Profiler(config.profile, device=paddle.get_device(), rank=ranks.rank)
+        model_dir = Path(config.model_dir)
+        try:
+            with contextlib.ExitStack() as stack:
+                if ranks.is_main:
+                    if restart:
+                        atomic.set_aside(model_dir)
+                    stack.enter_context(atomic.FolderLock(model_dir))
+                    self._begin(model_dir)
+                stack.enter_context(training_settings())
+                stack.enter_context(_checked_numerics(config.check_numerics))
+                job = Job(
+                    model=model,
+                    optimizer=model.optimizer(),
+                    run_config=config,
+                    train_dataset=train_dataset,
+                    data=train_dataset.signature() if ranks.is_main else [],
+                    eval_datasets=eval_datasets or {},
+                    hooks=[*self._own_hooks(), *hooks] if ranks.is_main else [],
+                    exporters=exporters if ranks.is_main else [],
+                    checkpointer=self._checkpointer,
+                    step_strategy=step_strategy,
+                    ranks=ranks,
+                    precision=precision,
+                    profiler=profiler,
+                )
+                self._has_weights = True
+                state = loop.train(job)
+                if job.average is not None:
+                    job.average.apply()  # what was evaluated and exported
+                if profiler.enabled and ranks.is_main:
+                    log.info("profile, also in %s:\n%s", model_dir / PROFILE, profiler.table())
+                    profiler.write(model_dir / PROFILE)
+                return state
+        except Interrupted:  # agreed on by all
+            raise
+        except BaseException as error:
+            ranks.fail(error)
+            raise
+
+    def find_learning_rate(
+        self,
+        train_dataset: Dataset,
+        *,
+        lowest: float = 1e-7,
+        highest: float = 1.0,
+        num_steps: int = 200,
+        step_strategy: StepStrategy = plain_step,
+    ) -> Trial:
+        """Tries learning rates that rise from `lowest` to `highest` on the first weights of a run.
+
+        Leaves no trace: weights and generators are put back, nothing is written.
+
+        Raises:
+            ConfigError: the rates do not rise, or there are fewer than 10 steps.
+            DataError: the data ends after fewer than 10 batches.
+        """
+        model = self.model
+        if not self._has_weights and self._warm_start_setting is not None:
+            warm_start(model, self._warm_start_setting)
+        self.ranks.broadcast_tensors(list(model.state_dict().values()))
+        with training_settings():
+            return find_learning_rate(
+                model,
+                train_dataset,
+                self.run_config,
+                ranks=self.ranks,
+                precision=Precision.of(self.run_config.precision, paddle.get_device()),
                 step_strategy=step_strategy,
+                lowest=lowest,
+                highest=highest,
+                num_steps=num_steps,
             )
-            self._has_weights = True
-            return loop.train(job)
+
+    def _begin(self, model_dir: Path) -> None:
+        """First weights and the run's file; for rank 0, from which the others get theirs."""
+        resumed = bool(self._checkpointer.steps())
+        if not resumed and self._warm_start_setting is not None:
+            warm_start(self.model, self._warm_start_setting)
+        versions = {
+            "ernie-propeller": __version__,
+            "paddle": paddle.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        }
+        values = {
+            "run_config": self.run_config.to_dict(),
+            "hparams": dict(self.hparams),
+            "versions": versions,
+            "device": paddle.get_device(),
+            "ranks": self.ranks.size,
+        }
+        write_run_file(model_dir, values, resumed=resumed)
+
+    @staticmethod
+    def _own_hooks() -> list[Hook]:
+        return [LoggingHook(), ProgressHook(), SummaryHook(), CurvesHook()]
 
     def evaluate(self, eval_dataset: Dataset, *, ckpt: int | None = None) -> dict[str, Any]:
         """Evaluates the live model, or the checkpoint of step `ckpt` (-1: the newest).
@@ -123,10 +236,10 @@ class Learner:
             `loss`, every metric by name, and `n`.
         """
         self._restore(ckpt)
-        return evaluate(self.model, eval_dataset, self.run_config.eval_max_steps)
+        return evaluate(self.model, eval_dataset, self.run_config.eval_max_steps, ranks=self.ranks)
 
     def predict(self, dataset: Dataset, *, ckpt: int | None = None) -> Iterator[dict[str, Any]]:
-        """Yields the outputs of each example, in order.
+        """Yields the outputs of each example, in order; with several ranks, on each rank that calls this.
 
         Args:
             dataset: batches, without labels or with.
@@ -187,93 +300,34 @@ class Learner:
         newest = ckpt is None or ckpt == -1
         checkpoint = self._checkpointer.load_latest() if newest else self._checkpointer.load(ckpt or 0)
         if checkpoint is not None:
-            set_weights(self.model, checkpoint.model, self._checkpointer.path(checkpoint.state.step))
+            weights = {**checkpoint.model, **(checkpoint.average if self.run_config.ema_decay else {})}
+            set_weights(self.model, weights, self._checkpointer.path(checkpoint.state.step))
         elif ckpt is None and self._warm_start_setting is not None:
             warm_start(self.model, self._warm_start_setting)
         else:
             raise CheckpointError(f"{self._checkpointer.folder} has no checkpoint. Train first.")
         self._has_weights = True
 
-    def _write_run_file(self, model_dir: Path) -> None:
-        resolved = {
-            "run_config": self.run_config.to_dict(),
-            "hparams": dict(self.hparams),
-            "versions": {
-                "ernie-propeller": __version__,
-                "paddle": paddle.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
-            "device": paddle.get_device(),
-        }
-        text = atomic.to_json(resolved, indent=1)
-        if self._checkpointer.steps() and (model_dir / "run.json").exists():
-            _log_changes(json.loads((model_dir / "run.json").read_text("utf-8")), json.loads(text))
-        log.info("configuration: %s", atomic.to_json(resolved))
-        atomic.write_text(model_dir / "run.json", text + "\n")
 
-
-def _log_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Says what of the configuration is another than when the run began."""
-    for part in ("run_config", "hparams", "versions"):
-        for key in sorted({*before[part], *now[part]}):
-            old, new = (values[part].get(key) for values in (before, now))
-            if old != new:
-                log.warning("changed since this run was last started: %s.%s: %r -> %r", part, key, old, new)
-
-
-def warm_start(model: Model, setting: WarmStartSetting) -> None:
-    """Loads first weights and logs what was loaded, missing and left over.
+@contextlib.contextmanager
+def _checked_numerics(wanted: bool) -> Iterator[None]:
+    """Has Paddle look at the result of every operation, where `wanted`.
 
     Raises:
-        CheckpointError: a tensor is missing or has another shape and is not named as new, or the
-            source cannot be read; all are listed.
+        NonFiniteLossError: an operation gave NaN or infinity; it is named.
     """
-    tensors = setting.source() if callable(setting.source) else _read_tensors(Path(setting.source))
-    loaded: dict[str, Any] = {}
-    new: list[str] = []
-    problems: list[str] = []
-    for name, own in model.state_dict().items():
-        if setting.predicate is not None and not setting.predicate(name):
-            continue
-        source_name = setting.mapping.get(name, name)
-        found = tensors.get(source_name)
-        if found is not None and list(found.shape) == list(own.shape):
-            tensor = found if isinstance(found, paddle.Tensor) else paddle.to_tensor(found)
-            loaded[name] = tensor.astype(own.dtype)  # a source may be half as precise
-        elif any(fnmatch.fnmatchcase(name, pattern) for pattern in setting.new):
-            new.append(name)
-        elif found is None:
-            problems.append(f"missing: {source_name}")
-        else:
-            problems.append(f"{name}: {list(found.shape)} where the model has {list(own.shape)}")
-    unknown = sorted(set(setting.mapping) - set(model.state_dict()))
-    if unknown:
-        raise ConfigError(f"The warm start maps parameters the model does not have: {', '.join(unknown)}.")
-    if problems:
-        raise CheckpointError(
-            "Warm start failed: " + "; ".join(problems) + ". Name what is meant to be new, such as a "
-            "classifier head, in WarmStartSetting(new=...)."
-        )
-    model.set_state_dict({**model.state_dict(), **loaded})  # all names, else Paddle warns of each new one
-    left = sorted(set(tensors) - {setting.mapping.get(name, name) for name in loaded})
-    log.info(
-        "warm start: %d tensors loaded: %s; new: %s; left over: %s",
-        len(loaded),
-        ", ".join(loaded),
-        ", ".join(new) or "none",
-        ", ".join(left) or "none",
-    )
-
-
-def _read_tensors(path: Path) -> Mapping[str, Any]:
-    """Reads `path`, or the one `.safetensors` file of a checkpoint, export or model folder."""
-    file = path / "model.safetensors" if path.is_dir() else path
+    if not wanted:
+        yield
+        return
+    paddle.set_flags({"FLAGS_check_nan_inf": True})
     try:
-        tensors: Mapping[str, Any] = safetensors.paddle.load_file(str(file))
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{file} cannot be read as safetensors: {error}.") from error
-    return tensors
+        yield
+    except (RuntimeError, OSError, ValueError) as error:
+        if not isinstance(error, PropellerError) and _NOT_FINITE in str(error):
+            raise NonFiniteLossError(f"check_numerics: {str(error).strip().splitlines()[-1]}") from error
+        raise
+    finally:
+        paddle.set_flags({"FLAGS_check_nan_inf": False})
 
 
 def train_and_eval(
@@ -285,6 +339,9 @@ def train_and_eval(
     warm_start_setting: WarmStartSetting | None = None,
     train_hooks: Sequence[Hook] = (),
     exporters: Sequence[Exporter] = (),
+    *,
+    step_strategy: StepStrategy = plain_step,
+    restart: bool = False,
 ) -> Learner:
     """Trains with evaluation every `eval_steps` and always at the end.
 
@@ -292,16 +349,22 @@ def train_and_eval(
         model_class_or_model_fn, params, run_config, warm_start_setting: see `Learner`.
         train_dataset: batches.
         eval_dataset: batches, or several sets by name.
-        train_hooks: see `Learner.train`.
-        exporters: see `Learner.train`.
+        train_hooks, exporters, step_strategy, restart: see `Learner.train`.
 
     Returns:
         The learner, with the model as training left it.
     """
     learner = Learner(model_class_or_model_fn, run_config, params, warm_start_setting)
     sets = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
-    learner.train(train_dataset, eval_datasets=sets, hooks=train_hooks, exporters=exporters)
+    learner.train(
+        train_dataset,
+        eval_datasets=sets,
+        hooks=train_hooks,
+        exporters=exporters,
+        step_strategy=step_strategy,
+        restart=restart,
+    )
     return learner
 
 
-__all__ = ["Learner", "train_and_eval", "warm_start"]
+__all__ = ["Learner", "train_and_eval"]

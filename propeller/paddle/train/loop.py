@@ -4,7 +4,7 @@
     train_begin
     for each batch:
         step_begin
-        seed -> forward -> loss -> finite? -> backward -> clip -> optimizer -> schedule
+        seed -> the step (see `step`) -> schedule
         step += 1
         step_end
         evaluate, if due; export, if better -> eval_end
@@ -16,6 +16,9 @@ Evaluation, export and checkpoint always run at the last step. The checkpoint co
 before it evaluates that step once more and finds its best in place, where the other order would lose it. An
 evaluation that a signal cuts short, or an export that fails, is noted in the checkpoint and made up for when
 the run goes on. Hooks watch; they do not change this.
+
+All ranks run this in step. What only one of them knows, a signal or a hook's wish to stop, they agree on at
+the end of a step and of an evaluation. Hooks, exports and files are rank 0's.
 """
 
 from __future__ import annotations
@@ -23,71 +26,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import math
 import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from propeller import atomic
-from propeller.data import Dataset
 from propeller.errors import DataError, Interrupted, NonFiniteLossError
 from propeller.paddle.runtime import paddle
-from propeller.paddle.train.checkpoint import (
-    Checkpoint,
-    Checkpointer,
-    optimizer_tensors,
-    schedule_of,
-    schedule_state,
-    set_optimizer_tensors,
-    set_weights,
-)
+from propeller.paddle.train import saving
+from propeller.paddle.train.checkpoint import schedule_of
 from propeller.paddle.train.evaluation import CutShort, evaluate_all
-from propeller.paddle.train.exporter import Exporter
 from propeller.paddle.train.hooks import Hook, StepResult, check_hooks
-from propeller.paddle.train.model import Batch, Model, run_loss
+from propeller.paddle.train.job import Job
+from propeller.paddle.train.step import Step, micro_batches
 from propeller.types import RunConfig, RunMode, RunState
 
 log = logging.getLogger("propeller")
-
-StepStrategy = Callable[[Model, "paddle.optimizer.Optimizer", Batch], float]
-
-
-@dataclasses.dataclass
-class Job:
-    """What one training run works with."""
-
-    model: Model
-    optimizer: paddle.optimizer.Optimizer
-    run_config: RunConfig
-    train_dataset: Dataset
-    eval_datasets: Mapping[str, Dataset]
-    hooks: Sequence[Hook]
-    exporters: Sequence[Exporter]
-    checkpointer: Checkpointer
-    step_strategy: StepStrategy
-
-
-def plain_step(model: Model, optimizer: paddle.optimizer.Optimizer, batch: Batch) -> float:
-    """Forward, loss, backward, clip and update for one batch; returns its mean loss.
-
-    Raises:
-        FloatingPointError: the loss is not finite; the weights are untouched.
-    """
-    predictions = model(batch.features)
-    total, weight = run_loss(model, predictions, batch)
-    mean = total / weight
-    loss = float(mean.item())
-    if not math.isfinite(loss):
-        raise FloatingPointError(str(loss))
-    mean.backward()
-    optimizer.step()
-    optimizer.clear_grad()
-    return loss
 
 
 def train(job: Job) -> RunState:
@@ -100,10 +58,12 @@ def train(job: Job) -> RunState:
         Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
         NonFiniteLossError: the loss became NaN or infinite.
         DataError: the data is empty or cannot be read.
+        ConfigError: the run began with other data or another model.
+        RankError: another rank failed.
     """
     check_hooks(job.hooks)
-    config, model = job.run_config, job.model
-    state, position = _resume(job)
+    config, profiler = job.run_config, job.profiler
+    state, position = saving.take_up(job)
     last = _last_step(config, state)
     error: BaseException | None = None
     reason: str | None = None
@@ -114,39 +74,46 @@ def train(job: Job) -> RunState:
         for hook in job.hooks:
             reason = hook.train_begin(config, state, last) or reason
             begun.append(hook)
-        _hook_states(job)  # what JSON cannot hold shows now, not at the first checkpoint
+        saving.hook_states(job)  # what JSON cannot hold shows now, not at the first checkpoint
         batches = _last_marked(job.train_dataset.iterate(position, seed=config.seed), state)
-        with contextlib.closing(batches), _catch_signals() as caught:
+        with contextlib.closing(batches), _catch_signals(once=job.ranks.size == 1) as caught:
             if state.evaluation_due:
-                state, asked = _evaluate(job, state, caught)
-                reason = asked or reason
-                _save(job, state, position)
-                if caught:
-                    raise _interrupted(caught[0], state)
+                state, reason, signum = _evaluate(job, state, reason, caught)
+                saving.save(job, state, position)
+                if signum:
+                    raise _interrupted(signum, state)
             if last is not None and state.step >= last:
                 reason = f"step {last} is already reached"
+            reason, _ = _agreed(job, reason, ())
             if reason is not None:
                 log.info("nothing to do: %s", reason)
                 return state
-            model.mode = RunMode.TRAIN
-            for columns, position, is_last in batches:
-                for hook in job.hooks:
-                    hook.step_begin(state)
-                result = _step(job, state, Batch.of(model, columns))
+            job.model.mode = RunMode.TRAIN
+            for columns, position, is_last in _timed(job, batches):
+                with profiler.span("hooks"):
+                    for hook in job.hooks:
+                        hook.step_begin(state)
+                result = _step(job, state, columns)
                 state = _advanced(state, result, job.train_dataset.epoch(position))
-                reason = _asked([hook.step_end(state, result) for hook in job.hooks])
+                with profiler.span("hooks"):
+                    reason = _asked([hook.step_end(state, result) for hook in job.hooks])
+                with profiler.span("communication"):
+                    reason, signum = _agreed(job, reason, caught)
                 done = is_last or state.step == last or reason is not None
-                try:
-                    if _due(config.eval_steps, config, state, done):
-                        state = dataclasses.replace(state, evaluation_due=True)
-                        state, asked = _evaluate(job, state, caught)
-                        reason = asked or reason
-                        done = done or reason is not None
-                finally:  # a failing export must not cost the steps
-                    if caught or _due(config.save_steps, config, state, done):
-                        _save(job, state, position)
-                if caught:
-                    raise _interrupted(caught[0], state)
+                if _due(config.eval_steps, config, state, done):
+                    state = dataclasses.replace(state, evaluation_due=True)
+                    try:
+                        state, reason, signum = _evaluate(job, state, reason, caught)
+                    except Exception:  # a failing export must not cost the steps
+                        if job.ranks.is_main:
+                            saving.write(job, state, position)
+                        raise
+                    done = done or reason is not None
+                if signum or _due(config.save_steps, config, state, done):
+                    saving.save(job, state, position)
+                profiler.step_done()
+                if signum:
+                    raise _interrupted(signum, state)
                 if done:
                     break
         if reason is not None:
@@ -159,22 +126,10 @@ def train(job: Job) -> RunState:
         _end(begun, state, error)
 
 
-def _resume(job: Job) -> tuple[RunState, Any]:
-    """Takes up the newest whole checkpoint, if there is one."""
-    checkpoint = job.checkpointer.load_latest()
-    if checkpoint is None:
-        return RunState(), None
-    source = job.checkpointer.path(checkpoint.state.step)
-    set_weights(job.model, checkpoint.model, source)
-    set_optimizer_tensors(job.optimizer, job.model, checkpoint.optimizer)
-    schedule = schedule_of(job.optimizer)
-    if schedule is not None:
-        schedule.set_state_dict(dict(checkpoint.schedule))
-    for hook in job.hooks:
-        if hook.name in checkpoint.hooks:
-            hook.load_state_dict(checkpoint.hooks[hook.name])
-    log.info("resumed from %s", source)
-    return checkpoint.state, checkpoint.position
+def _agreed(job: Job, reason: str | None, caught: Sequence[int]) -> tuple[str | None, int]:
+    """What all ranks know after this: whether to stop, and the signal that one of them caught, or 0."""
+    stop, signum = job.ranks.max([reason is not None, caught[0] if caught else 0])
+    return reason or ("rank 0 asked for it" if stop else None), signum
 
 
 def _last_step(config: RunConfig, state: RunState) -> int | None:
@@ -199,29 +154,62 @@ def _last_marked(
         yield *held, True
 
 
-def _step(job: Job, state: RunState, batch: Batch) -> StepResult:
-    _seed(job.run_config.seed, state.step)
-    learning_rate = job.optimizer.get_lr()
+def _timed(
+    job: Job, batches: Iterator[tuple[Any, Any, bool]]
+) -> Iterator[tuple[Mapping[str, Any], Any, bool]]:
+    """The same, waiting for each measured."""
+    while True:
+        with job.profiler.span("data"):
+            item = next(batches, None)
+        if item is None:
+            return
+        yield item
+
+
+def _step(job: Job, state: RunState, columns: Mapping[str, Any]) -> StepResult:
+    config, optimizer, profiler = job.run_config, job.optimizer, job.profiler
+    _seed(config.seed, state.step, job.ranks.rank)
+    learning_rate = optimizer.get_lr()
+    with profiler.span("to_device"):
+        batches = micro_batches(job.model, columns, job.ranks, config.micro_batches)
+    step = Step(
+        job.model,
+        optimizer,
+        job.parameters,
+        batches,
+        ranks=job.ranks,
+        precision=job.precision,
+        profiler=profiler,
+    )
     try:
-        loss = job.step_strategy(job.model, job.optimizer, batch)
+        loss = job.step_strategy(step)
     except FloatingPointError as error:
         saved = job.checkpointer.steps()
         kept = job.checkpointer.path(saved[-1]) if saved else "none was saved yet"
         raise NonFiniteLossError(
-            f"The loss is {error} at step {state.step + 1} (learning rate {learning_rate:.3g}). "
-            f"Last good checkpoint: {kept}. Try a lower learning rate, or look at that batch."
+            f"{error} at step {state.step + 1} (learning rate {learning_rate:.3g}). "
+            f"Last good checkpoint: {kept}. Try a lower learning rate, or look at that batch; "
+            "check_numerics in the run configuration names the operation."
         ) from error
-    schedule = schedule_of(job.optimizer)
-    if schedule is not None:
-        schedule.step()
-    return StepResult(loss, learning_rate, batch.num_examples, batch.num_tokens)
+    with profiler.span("optimizer"):
+        schedule = schedule_of(optimizer)
+        if schedule is not None:
+            schedule.step()
+        if job.average is not None:
+            job.average.update()
+    return StepResult(loss, learning_rate, step.num_examples, step.num_tokens)
 
 
-def _seed(seed: int, step: int) -> None:
-    """Makes dropout and the like a function of (seed, step), so that a resume needs no generator state."""
-    paddle.seed((seed << 32) + step)
-    np.random.seed(np.random.SeedSequence([seed, step]).generate_state(4))
-    random.seed((seed << 32) + step)
+def _seed(seed: int, step: int, rank: int) -> None:
+    """Makes dropout and the like a function of (seed, step, rank): a resume needs no generator state.
+
+    Ranks never share a dropout mask.
+    """
+    words = np.random.SeedSequence([seed, step, rank]).generate_state(4)
+    np.random.seed(words)
+    number = int(words[0]) << 31 | int(words[1]) >> 1  # Paddle takes what an int64 holds
+    paddle.seed(number)
+    random.seed(number)
 
 
 def _advanced(state: RunState, result: StepResult, epoch: int) -> RunState:
@@ -237,68 +225,56 @@ def _asked(reasons: Sequence[str | None]) -> str | None:
     return next((reason for reason in reasons if reason is not None), None)
 
 
-def _evaluate(job: Job, state: RunState, caught: Sequence[int]) -> tuple[RunState, str | None]:
+def _evaluate(
+    job: Job, state: RunState, reason: str | None, caught: Sequence[int]
+) -> tuple[RunState, str | None, int]:
     """Evaluates every set, exports what is better, tells the hooks.
 
     Returns:
-        The state, in which an evaluation is no longer due unless a signal cut it short, and a hook's
-        reason to stop.
+        The state, in which an evaluation is no longer due unless a signal cut it short; the reason to
+        stop, if there is one; the signal, or 0. All ranks get the same.
     """
     config = job.run_config
     try:
-        results = evaluate_all(
-            job.model, job.eval_datasets, config.eval_max_steps, state.step, stop=lambda: bool(caught)
-        )
+        with job.profiler.span("evaluation"), _averages(job):
+            results = evaluate_all(
+                job.model,
+                job.eval_datasets,
+                config.eval_max_steps,
+                state.step,
+                ranks=job.ranks,
+                stop=lambda: bool(caught),
+            )
+            if results and job.exporters:
+                with job.profiler.span("export"):
+                    columns = next(iter(next(iter(job.eval_datasets.values()))))
+                    for exporter in job.exporters:
+                        exporter.export(job.model, state, results, columns)
     except CutShort:
-        return state, None
-    if results:
-        columns = next(iter(next(iter(job.eval_datasets.values()))))
-        for exporter in job.exporters:
-            exporter.export(job.model, state, results, columns)
+        return state, *_agreed(job, reason, caught)
     state = dataclasses.replace(state, evaluation_due=False)
-    return state, _asked([hook.eval_end(state, results) for hook in job.hooks]) if results else None
+    with job.profiler.span("hooks"):
+        asked = _asked([hook.eval_end(state, results) for hook in job.hooks]) if results else None
+    return state, *_agreed(job, asked or reason, caught)
+
+
+def _averages(job: Job) -> contextlib.AbstractContextManager[None]:
+    """Puts the averages of the weights, where there are any, into the model for the block."""
+    return contextlib.nullcontext() if job.average is None else job.average.applied()
 
 
 def _due(every: int, config: RunConfig, state: RunState, done: bool) -> bool:
     return done or (state.step % every == 0 and state.step >= config.skip_steps)
 
 
-def _save(job: Job, state: RunState, position: Any) -> None:
-    weights = job.model.state_dict()
-    bad = [name for name, tensor in weights.items() if not paddle.isfinite(tensor.sum()).item()]
-    if bad:
-        raise NonFiniteLossError(
-            f"After step {state.step} these weights are not finite: {', '.join(bad[:5])}; they were not "
-            "saved, so the last checkpoint is the last good one. Try a lower learning rate."
-        )
-    path = job.checkpointer.save(
-        Checkpoint(
-            state=state,
-            position=position,
-            model=weights,
-            optimizer=optimizer_tensors(job.optimizer, job.model),
-            schedule=schedule_state(job.optimizer),
-            hooks=_hook_states(job),
-        )
-    )
-    for hook in job.hooks:
-        hook.checkpoint_saved(state, path)
-
-
-def _hook_states(job: Job) -> dict[str, Any]:
-    """The state of each hook by its name.
-
-    Raises:
-        ConfigError: JSON cannot hold it.
-    """
-    states = {hook.name: hook.state_dict() for hook in job.hooks}
-    atomic.to_json(states)
-    return states
-
-
 @contextlib.contextmanager
-def _catch_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM for the next step boundary; the second one ends at once."""
+def _catch_signals(*, once: bool) -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM for the next step boundary.
+
+    Args:
+        once: the second one ends the process at once. A launcher of several ranks repeats its SIGTERM
+            within a second, and kills what does not end in time by itself.
+    """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught
@@ -307,9 +283,10 @@ def _catch_signals() -> Iterator[list[int]]:
 
     def note(number: int, frame: Any) -> None:
         caught.append(number)
-        signal.signal(number, previous[number])
-        # Not by the log: the handler may have interrupted it.
-        os.write(2, b"stopping after this step, with a checkpoint; once more ends at once, without\n")
+        if once:
+            signal.signal(number, previous[number])
+            # Not by the log: the handler may have interrupted it.
+            os.write(2, b"stopping after this step, with a checkpoint; once more ends at once, without\n")
 
     for number in previous:
         signal.signal(number, note)

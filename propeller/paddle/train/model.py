@@ -26,6 +26,8 @@ class Model(paddle.nn.Layer, abc.ABC):
             numeric column but the labels to `forward`.
         axis_limits: how long a named axis of the inputs can be, such as `{"seq_len": 512}`.
         label_names: the columns that `loss` and the metrics get. They may be absent in prediction.
+        identity: what must stay as it is while a run goes on, besides the shapes of the weights: the number
+            of attention heads, say. JSON must hold it; a resume compares it.
         hparams: the hyper-parameters.
         run_config: the run configuration.
     """
@@ -33,6 +35,7 @@ class Model(paddle.nn.Layer, abc.ABC):
     inputs: tuple[ArraySpec, ...] | None = None
     axis_limits: Mapping[str, int] = {}
     label_names: ClassVar[tuple[str, ...]] = ("label",)
+    identity: Mapping[str, Any] = {}
 
     def __init__(self, hparams: HParams, mode: RunMode, run_config: RunConfig):
         super().__init__()
@@ -67,8 +70,8 @@ class Model(paddle.nn.Layer, abc.ABC):
 
         Returns:
             `(sum, weight)`: the summed loss and what to divide it by (examples, or tokens), so that
-            accumulated, partial and sharded batches divide once, by the whole weight. Or a scalar,
-            taken as the mean over the examples.
+            the parts of a batch, on several ranks or one after the other, divide once, by the whole
+            weight. Or a scalar, taken as the mean over the examples.
         """
 
     @abc.abstractmethod
@@ -141,12 +144,26 @@ class Batch:
         return cls(
             columns=columns,
             features={name: paddle.to_tensor(columns[name]) for name in wanted},
-            labels={
-                name: paddle.to_tensor(columns[name]) for name in model.label_names if name in columns
-            },
+            labels={name: paddle.to_tensor(columns[name]) for name in model.label_names if name in columns},
             num_examples=len(first),
             num_tokens=_num_tokens(model, columns, first),
         )
+
+
+def part_of(columns: Mapping[str, Any], part: int, num_parts: int) -> dict[str, Any]:
+    """Every `num_parts`-th row of a batch, from row `part` on; there may be none.
+
+    Raises:
+        DataError: the columns do not have the same number of rows.
+    """
+    rows = {name: len(value) if np.ndim(value) or isinstance(value, list) else None
+            for name, value in columns.items()}  # fmt: skip
+    if len(set(rows.values())) != 1 or None in rows.values():
+        raise DataError(
+            f"A batch is cut into {num_parts} parts by its rows, but its columns have {rows} rows; expected "
+            "the same number in all."
+        )
+    return {name: value[part::num_parts] for name, value in columns.items()}
 
 
 def _num_tokens(model: Model, columns: Mapping[str, Any], first: np.ndarray) -> int:
@@ -162,7 +179,7 @@ def run_loss(model: Model, predictions: Any, batch: Batch) -> tuple[paddle.Tenso
     """Calls `loss` and brings its result into the form `(sum, weight)`.
 
     Raises:
-        DataError: the batch has no labels, or its weight is not positive.
+        DataError: the batch has no labels, or its weight is negative or no number.
     """
     missing = [name for name in model.label_names if name not in batch.labels]
     if missing:
@@ -173,8 +190,8 @@ def run_loss(model: Model, predictions: Any, batch: Batch) -> tuple[paddle.Tenso
         return result * batch.num_examples, float(batch.num_examples)
     total, weight = result
     weight = float(weight.item() if hasattr(weight, "item") else weight)
-    if not weight > 0:
-        raise DataError(f"The loss of a batch has weight {weight}: nothing in it to learn from.")
+    if not weight >= 0:
+        raise DataError(f"The loss of a batch has the weight {weight}; expected a number of 0 or more.")
     return total, weight
 
 

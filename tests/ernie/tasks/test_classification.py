@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -284,3 +285,32 @@ def test_an_empty_label_is_named(tmp_path):
     path.write_text("label\ttext_a\n0\ta\n \tb\n1\tc\n", "utf-8")
     with pytest.raises(DataError, match=r"train.tsv:3: .*the label is empty"):
         find_labels(path, file_columns(raw_label_column()), None)
+
+
+@pytest.mark.parametrize(
+    ("cells", "spellings"),
+    [
+        (["0", "1", "1", "01"], r"'1' \(2 rows\) and '01' \(1 rows\)"),
+        (["0", "1", "\uff11"], r"'1' \(1 rows\) and '\uff11' \(1 rows\)"),
+        (["-1", "1", "-01"], "'-1' .* and '-01'"),
+        (["yes", "no", "Yes"], "'yes' .* and 'Yes'"),
+        (["no", "\uff59\uff45\uff53", "yes"], "'\uff59\uff45\uff53' .* and 'yes'"),
+    ],
+    ids=["zero", "full-width-digit", "negative", "case", "full-width-letters"],
+)
+def test_two_spellings_of_a_label_are_named(tmp_path, cells, spellings):
+    path = tmp_path / "train.tsv"
+    path.write_text("label\ttext_a\n" + "".join(f"{cell}\ta\n" for cell in cells), "utf-8")
+    columns = file_columns(raw_label_column())
+    for wanted in (None, len(set(cells)), 2):
+        with pytest.raises(ConfigError, match=rf"{re.escape(str(path))} has the labels {spellings}"):
+            find_labels(path, columns, wanted)
+    (tmp_path / "label_map.json").write_text(json.dumps({cell: i for i, cell in enumerate(set(cells))}))
+    assert set(find_labels(path, columns, None)) == set(cells), "where they are meant"
+
+
+def test_labels_that_are_not_spellings_of_one(tmp_path):
+    path = tmp_path / "train.tsv"
+    labels = ["+1", "-1", "1", "1.0", "a b", "ab", "\u00e9", "e"]
+    path.write_text("label\ttext_a\n" + "".join(f"{label}\ta\n" for label in labels), "utf-8")
+    assert find_labels(path, file_columns(raw_label_column()), None) == sorted(labels)

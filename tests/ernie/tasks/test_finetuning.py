@@ -23,7 +23,10 @@ from ernie.tasks.finetuning import (
     resolve_model,
     warm_start_setting,
     with_max_steps,
+    whole_batch,
+    with_precision,
 )
+from ernie.tasks.training import Training
 from ernie.tokenizing import load_tokenizer
 from propeller.config import parse_hparam
 from propeller.data import Dataset
@@ -140,7 +143,7 @@ class TestHparams:
         ids=["BERT", "Transformers", "ERNIE", "data"],
     )
     def test_keys_of_model_files_and_older_scripts_pass(self, given):
-        check_hparams(HParams(given), ["learning_rate"])
+        check_hparams(HParams(given), Training.keys())
 
     def test_the_users_own_are_listed(self, caplog):
         with caplog.at_level(logging.INFO, "ernie"):
@@ -166,9 +169,35 @@ class TestHparams:
                 with pytest.raises(ConfigError, match=f"{slip!r}. Did you mean {meant!r}"):
                     check_hparams(HParams(given), ["learning_rate"])
 
-    def test_half_precision_is_refused(self):
-        with pytest.raises(ConfigError, match="use_fp16 is set.*Set it to 0"):
-            check_hparams(HParams(use_fp16=True), [])
+
+class TestPrecision:
+    @pytest.mark.parametrize(
+        ("given", "before", "after"),
+        [
+            ({}, "fp32", "fp32"),
+            ({"use_fp16": 0}, "fp32", "fp32"),
+            ({"use_fp16": False}, "bf16", "bf16"),
+            ({"use_fp16": None}, "fp16", "fp16"),
+            ({"use_fp16": 1}, "fp32", "fp16"),
+            ({"use_fp16": True}, "fp32", "fp16"),
+            ({"use_fp16": True}, "fp16", "fp16"),
+        ],
+    )
+    def test_older_switch(self, given, before, after):
+        run_config = RunConfig(precision=before, max_steps=7)
+        assert with_precision(run_config, HParams(given)) == RunConfig(precision=after, max_steps=7)
+
+    @pytest.mark.parametrize(
+        ("use_fp16", "precision", "message"),
+        [
+            (True, "bf16", "use_fp16 is set in --hparam, but precision is 'bf16' in --run_config"),
+            ("true", "fp32", "use_fp16 must be true or false, got 'true'"),
+            (2, "fp32", "use_fp16 must be true or false, got 2"),
+        ],
+    )
+    def test_wrong(self, use_fp16, precision, message):
+        with pytest.raises(ConfigError, match=message):
+            with_precision(RunConfig(precision=precision), HParams(use_fp16=use_fp16))
 
 
 class TestResolveModel:
@@ -260,14 +289,14 @@ class TestBatches:
         return Dataset.from_list(processor.prepare(raws))
 
     def test_evaluation_sees_every_example_once(self, dataset, processor):
-        batches = list(batched(dataset, HParams(batch_size=8), processor, train=False))
+        batches = list(batched(dataset, HParams(), processor, size=8, train=False))
         assert sum(len(batch["label"]) for batch in batches) == 50
         assert max(len(batch["label"]) for batch in batches) == 8
         found = sorted(int((row != 0).sum()) for batch in batches for row in batch["input_ids"])
         assert found == sorted(3 + i % 13 for i in range(50))
 
     def test_training_goes_on_and_is_shuffled(self, dataset, processor):
-        batches = batched(dataset, HParams(batch_size=8), processor, train=True)
+        batches = batched(dataset, HParams(), processor, size=8, train=True)
         lengths = []
         for batch in batches:
             lengths.append(batch["input_ids"].shape[1])
@@ -276,20 +305,26 @@ class TestBatches:
         assert len(set(lengths)) > 1
 
     def test_tokens(self, dataset, processor):
-        hparams = HParams(batch_size=64, in_tokens=True)
-        batches = list(batched(dataset, hparams, processor, train=False))
+        batches = list(batched(dataset, HParams(in_tokens=True), processor, size=64, train=False))
         assert sum(len(batch["label"]) for batch in batches) == 50
         assert max(batch["input_ids"].size for batch in batches) <= 64
 
     @pytest.mark.parametrize("size", [0, -1, 2.5, "8", True, None])
-    def test_wrong_size(self, dataset, processor, size):
+    def test_wrong_size(self, size):
         with pytest.raises(ConfigError, match="batch_size must be a whole number of at least 1"):
-            batched(dataset, HParams(batch_size=size), processor, train=True)
+            whole_batch(HParams(batch_size=size), ranks=2)
+
+    def test_the_batch_of_several_ranks(self, monkeypatch):
+        """Of each rank under a launcher, as in the older scripts; the whole one under --nproc."""
+        assert whole_batch(HParams(batch_size=8), ranks=4) == 32
+        assert whole_batch(HParams(), ranks=1) == 32
+        monkeypatch.setenv("PROPELLER_WHOLE_BATCH", "1")
+        assert whole_batch(HParams(batch_size=8), ranks=4) == 8
 
     def test_an_epoch_has_every_example_once(self, processor):
         """Also where the pool of the length groups is larger than the data."""
         examples = [{"input_ids": np.ones(1 + n % 7, np.int64), "row": n} for n in range(70)]
-        dataset = batched(Dataset.from_list(examples), HParams(batch_size=8), processor, train=True)
+        dataset = batched(Dataset.from_list(examples), HParams(), processor, size=8, train=True)
         with contextlib.closing(dataset.iterate()) as batches:
             taken = list(itertools.islice(batches, 18))
         for epoch in (0, 1):
@@ -298,23 +333,17 @@ class TestBatches:
         assert [dataset.epoch(position) for _, position in taken] == [0] * 9 + [1] * 9
 
 
-
 class TestMaxSteps:
     @pytest.mark.parametrize(
-        ("hparams", "steps"),
-        [
-            ({"num_epochs": 1, "batch_size": 10}, 10),
-            ({"num_epochs": 3, "batch_size": 32}, 12),
-            ({"num_epochs": 0.5, "batch_size": 10}, 5),
-            ({"num_epochs": 1}, 4),
-        ],
+        ("num_epochs", "size", "steps"), [(1, 10, 10), (3, 32, 12), (0.5, 10, 5), (1, 32, 4)]
     )
-    def test_from_epochs(self, hparams, steps):
-        assert with_max_steps(RunConfig(), HParams(hparams), 100).max_steps == steps
+    def test_from_epochs(self, num_epochs, size, steps):
+        hparams = HParams(num_epochs=num_epochs)
+        assert with_max_steps(RunConfig(), hparams, num_examples=100, size=size).max_steps == steps
 
     def test_given_steps_win(self):
         config = RunConfig(max_steps=7)
-        assert with_max_steps(config, HParams(num_epochs=100), 100) is config
+        assert with_max_steps(config, HParams(num_epochs=100), num_examples=100, size=32) is config
 
     @pytest.mark.parametrize(
         ("hparams", "message"),
@@ -324,12 +353,11 @@ class TestMaxSteps:
             ({"num_epochs": 0}, "num_epochs must be a number above 0, got 0"),
             ({"num_epochs": "3"}, "num_epochs must be a number above 0, got '3'"),
             ({"num_epochs": float("nan")}, "num_epochs must be a number above 0, got nan"),
-            ({"num_epochs": 3, "batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         ],
     )
     def test_cannot_be_told(self, hparams, message):
         with pytest.raises(ConfigError, match=message):
-            with_max_steps(RunConfig(), HParams(hparams), 100)
+            with_max_steps(RunConfig(), HParams(hparams), num_examples=100, size=32)
 
 
 def test_bert_file_and_flags_make_a_configuration(tmp_path, vocab_file):

@@ -54,6 +54,7 @@ STUB = """
 import os, sys
 print("OMP_NUM_THREADS set to 2, not 1. The computation will be slow.", file=sys.stderr)
 print("something else", file=sys.stderr)
+__version__ = "{version}"
 {more}
 seen = {{key: os.environ.get(key) for key in ("OMP_NUM_THREADS", "GLOG_minloglevel", "MKL_DEBUG_CPU_TYPE")}}
 """
@@ -64,8 +65,8 @@ def with_stub(tmp_path, root):
     """Runs code in a process that has a stand-in for Paddle, which says what it saw."""
     (tmp_path / "paddle").mkdir()
 
-    def run(code, more="", **environment):
-        (tmp_path / "paddle/__init__.py").write_text(STUB.format(more=more))
+    def run(code, more="", version="3.3.1", **environment):
+        (tmp_path / "paddle/__init__.py").write_text(STUB.format(more=more, version=version))
         clean = {
             key: value for key, value in os.environ.items() if not key.startswith(("OMP", "GLOG", "MKL"))
         }
@@ -119,3 +120,20 @@ def test_a_broken_paddle_says_itself_what_it_lacks(with_stub):
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith("ModuleNotFoundError: No module named 'a_module_that_is_not_there'")
     assert "ernie-propeller" not in done.stderr
+
+
+@pytest.mark.parametrize("version", ["2.6.2", "3.1.1", "3.0.0b2", "1.8"])
+def test_a_paddle_that_is_too_old_is_refused(with_stub, version):
+    # By the first name of the package's face that somebody asks for.
+    done = with_stub("import propeller.paddle as propeller; propeller.Learner", version=version)
+    assert done.returncode == 1
+    *_, last = done.stderr.splitlines()
+    assert last.startswith(f"ImportError: Paddle {version} is installed; this package needs 3.2 or 3.3. ")
+    assert "pip install 'paddlepaddle>=3.2,<3.4'" in last
+    assert "https://www.paddlepaddle.org.cn/packages/stable/cu126/" in last
+
+
+@pytest.mark.parametrize("version", ["3.2.0", "3.10.0", "4.0.0.dev20261120", "0.0.0"])
+def test_a_newer_paddle_is_taken(with_stub, version):
+    done = with_stub(FIRST, version=version)
+    assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ import safetensors.paddle
 import propeller.paddle as propeller
 from propeller.errors import CheckpointError, ConfigError
 from propeller.paddle.runtime import paddle
-from propeller.paddle.train.learner import warm_start
+from propeller.paddle.train.warm_start import warm_start
 from propeller.types import HParams, RunConfig, RunMode, WarmStartSetting
 
 SHAPES = {

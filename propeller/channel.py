@@ -1,0 +1,143 @@
+"""What the ranks of a run tell one another besides tensors: counts, requests to stop, results, failures.
+
+A star over TCP with rank 0 at its centre; all ranks make every exchange in the same order. One that waits
+has no time limit (gloo gives up after 30 s, and an export may take minutes), yet ends at once when a rank
+fails: the kernel closes the connection of a process however that dies, and what a rank says before it goes
+is passed on to all. Payloads are bytes, never pickles; who connects must have the run's key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Client, Connection, Listener, wait
+from typing import NoReturn
+
+from propeller.errors import RankError
+
+_DATA, _FAILURE = b"D", b"F"
+_COUNT = struct.Struct("<Q")
+# How long a rank whose tensors did not come through waits to hear from the others why.
+_EXPLANATION_S = 5.0
+
+
+class Channel:
+    """One rank's end of the star.
+
+    Args:
+        rank: this process.
+        connections: of rank 0, one to each other rank in their order; of the others, the one to rank 0.
+    """
+
+    def __init__(self, rank: int, connections: Sequence[Connection]):
+        self.rank = rank
+        self._connections = list(connections)
+
+    @classmethod
+    def listen(cls, host: str, size: int, key: bytes, publish: Callable[[int], None]) -> Channel:
+        """Opens rank 0's end and waits for the others.
+
+        Args:
+            host: the address to listen on.
+            size: number of ranks.
+            key: the run's secret.
+            publish: tells the others the port.
+        """
+        connections: dict[int, Connection] = {}
+        with Listener((host, 0), backlog=size, authkey=key) as listener:
+            publish(listener.address[1])  # type: ignore[misc]
+            while len(connections) < size - 1:
+                connection = listener.accept()
+                (rank,) = _COUNT.unpack(connection.recv_bytes())
+                connections[rank] = connection
+        return cls(0, [connections[rank] for rank in sorted(connections)])
+
+    @classmethod
+    def connect(cls, host: str, port: int, key: bytes, rank: int) -> Channel:
+        """Opens the end of another rank."""
+        connection = Client((host, port), authkey=key)
+        connection.send_bytes(_COUNT.pack(rank))
+        return cls(rank, [connection])
+
+    def exchange(self, payload: bytes) -> list[bytes]:
+        """Gives every rank the payloads of all, in the order of the ranks.
+
+        Raises:
+            RankError: a rank has failed, and says why, or is gone.
+        """
+        if self.rank != 0:
+            self._send(0, payload)
+            return _unpacked(self._receive(0))
+        found = {0: payload}
+        pending = {connection: rank for rank, connection in enumerate(self._connections, start=1)}
+        while pending:
+            for connection in wait(list(pending)):
+                rank = pending.pop(connection)  # type: ignore[call-overload]
+                found[rank] = self._receive(rank)
+        payloads = [found[rank] for rank in sorted(found)]
+        packed = b"".join(part for item in payloads for part in (_COUNT.pack(len(item)), item))
+        for rank in range(1, len(payloads)):
+            self._send(rank, packed)
+        return payloads
+
+    def fail(self, message: str) -> None:
+        """Tells the others that this rank has failed."""
+        self._pass_on(f"rank {self.rank} failed: {message}")
+
+    def explain(self, error: Exception) -> RankError:
+        """Returns why tensors did not come through: what another rank says, else `error` itself."""
+        try:
+            for connection in wait(self._connections, _EXPLANATION_S):
+                place = self._connections.index(connection)  # type: ignore[arg-type]
+                self._receive(place + 1 if self.rank == 0 else 0)
+        except RankError as reason:
+            return reason
+        return RankError(f"rank {self.rank} lost the others: {error}")
+
+    def close(self) -> None:
+        """Hangs up."""
+        for connection in self._connections:
+            connection.close()
+
+    def _connection(self, rank: int) -> Connection:
+        return self._connections[rank - 1 if self.rank == 0 else 0]
+
+    def _send(self, rank: int, payload: bytes) -> None:
+        try:
+            self._connection(rank).send_bytes(_DATA + payload)
+        except OSError:
+            self._receive(rank)  # what it said before it went
+            self._gone(rank)
+
+    def _receive(self, rank: int) -> bytes:
+        try:
+            frame = self._connection(rank).recv_bytes()
+        except (EOFError, OSError):
+            self._gone(rank)
+        if frame[:1] == _DATA:
+            return frame[1:]
+        self._fail_all(frame[1:].decode("utf-8"))
+
+    def _gone(self, rank: int) -> NoReturn:
+        self._fail_all(f"rank {rank} ended without a word, as if it was killed. Its log may say more.")
+
+    def _fail_all(self, message: str) -> NoReturn:
+        if self.rank == 0:
+            self._pass_on(message)
+        raise RankError(message)
+
+    def _pass_on(self, message: str) -> None:
+        for connection in self._connections:
+            with contextlib.suppress(OSError):  # one that is gone needs no word
+                connection.send_bytes(_FAILURE + message.encode("utf-8"))
+
+
+def _unpacked(packed: bytes) -> list[bytes]:
+    payloads, start = [], 0
+    while start < len(packed):
+        (length,) = _COUNT.unpack_from(packed, start)
+        start += _COUNT.size
+        payloads.append(packed[start : start + length])
+        start += length
+    return payloads

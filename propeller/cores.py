@@ -1,0 +1,51 @@
+"""How many cores this process, or each of several ranks on this machine, may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def available_cores() -> int:
+    """Cores this process may really use: its CPU affinity, cut by the container's quota."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        cores = os.cpu_count() or 1
+    return max(1, min(cores, _cgroup_quota() or cores))
+
+
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Whole cores the CPU quota allows (cgroup v2, then v1), None without a quota."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu/cpu.cfs_quota_us").read_text()
+            period = (root / "cpu/cpu.cfs_period_us").read_text()
+        except OSError:
+            return None
+    if quota.strip() == "max" or int(quota) <= 0:
+        return None
+    return max(1, int(quota) // int(period))
+
+
+def rank_threads() -> int:
+    """Threads for this process: all cores, or its part of them if a launcher started several ranks here."""
+    ranks = os.environ.get("PADDLE_LOCAL_SIZE", "")
+    return max(1, available_cores() // (int(ranks) if ranks.isdecimal() and int(ranks) else 1))
+
+
+def has_made_up_threads(root: Path = Path("/proc")) -> bool:
+    """Whether OMP_NUM_THREADS is not the user's: Paddle's launcher gives 1 to every rank unless it was set.
+
+    It imports Paddle, which puts that into its environment, and passes this on. What the launcher itself
+    was started with, the system remembers (Linux).
+    """
+    if "PADDLE_LOCAL_SIZE" not in os.environ or os.environ.get("OMP_NUM_THREADS") != "1":
+        return False
+    try:
+        started_with = (root / str(os.getppid()) / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return not any(entry.startswith(b"OMP_NUM_THREADS=") for entry in started_with)

@@ -1,0 +1,54 @@
+"""What one training run works with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from propeller.data import Dataset
+from propeller.paddle.distributed import Ranks
+from propeller.paddle.runtime import paddle
+from propeller.paddle.train.averaging import WeightAverage
+from propeller.paddle.train.checkpoint import Checkpointer
+from propeller.paddle.train.exporter import Exporter
+from propeller.paddle.train.hooks import Hook
+from propeller.paddle.train.model import Model
+from propeller.paddle.train.precision import Precision
+from propeller.paddle.train.profiling import Profiler
+from propeller.paddle.train.step import StepStrategy
+from propeller.types import RunConfig
+
+
+@dataclasses.dataclass
+class Job:
+    """One training run, as one of its ranks sees it.
+
+    Attributes:
+        data: `Dataset.signature` of the training data; rank 0 has it.
+        hooks: of rank 0; none on the others.
+        exporters: likewise.
+        average: of the weights, where it is wanted and once they are there.
+    """
+
+    model: Model
+    optimizer: paddle.optimizer.Optimizer
+    run_config: RunConfig
+    train_dataset: Dataset
+    data: Sequence[Any]
+    eval_datasets: Mapping[str, Dataset]
+    hooks: Sequence[Hook]
+    exporters: Sequence[Exporter]
+    checkpointer: Checkpointer
+    step_strategy: StepStrategy
+    ranks: Ranks
+    precision: Precision
+    profiler: Profiler
+    average: WeightAverage | None = None
+
+    def __post_init__(self) -> None:
+        self.parameters = {
+            name: parameter
+            for name, parameter in self.model.named_parameters()
+            if not parameter.stop_gradient
+        }

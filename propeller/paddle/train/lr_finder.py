@@ -1,0 +1,134 @@
+"""Which learning rate? A short trial with a rate that rises, after which all is as it was before.
+
+Source: Smith, "Cyclical Learning Rates for Training Neural Networks", section 3.3 (the range test). The
+suggestion, a tenth of the rate with the least loss, is a rule of practice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import random
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from propeller.data import Dataset
+from propeller.errors import ConfigError, DataError
+from propeller.paddle.distributed import Ranks
+from propeller.paddle.runtime import paddle
+from propeller.paddle.train.model import Model
+from propeller.paddle.train.precision import Precision
+from propeller.paddle.train.profiling import Profiler
+from propeller.paddle.train.step import Step, StepStrategy, micro_batches
+from propeller.types import RunConfig, RunMode
+
+# The loss shown is averaged over some ten steps; a trial ends when it is four times the least so far.
+_SMOOTHING = 0.9
+_DIVERGED = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What a learning-rate trial showed.
+
+    Attributes:
+        rates: the learning rates tried, rising.
+        losses: the smoothed loss at each.
+        suggestion: a tenth of the rate with the least smoothed loss.
+    """
+
+    rates: Sequence[float]
+    losses: Sequence[float]
+    suggestion: float
+
+    def table(self, rows: int = 20) -> str:
+        """Some of the rates with their losses, and the suggestion, as text."""
+        chosen = np.unique(np.linspace(0, len(self.rates) - 1, rows).round().astype(int))
+        lines = [f"{self.rates[index]:12.3g}{self.losses[index]:12.4f}" for index in chosen]
+        return "\n".join(
+            [f"{'rate':>12}{'loss':>12}", *lines, f"suggested learning rate: {self.suggestion:.1g}"]
+        )
+
+
+def find_learning_rate(
+    model: Model,
+    dataset: Dataset,
+    run_config: RunConfig,
+    *,
+    ranks: Ranks,
+    precision: Precision,
+    step_strategy: StepStrategy,
+    lowest: float,
+    highest: float,
+    num_steps: int,
+) -> Trial:
+    """Trains with a rate that rises from `lowest` to `highest`, then puts weights and generators back.
+
+    The model's own optimizer is used, but not its schedule.
+
+    Raises:
+        ConfigError: the rates do not rise, or there are fewer than 10 steps.
+        DataError: the data ends after fewer than 10 batches.
+    """
+    if not 0 < lowest < highest or num_steps < 10:
+        raise ConfigError(
+            "A learning-rate trial needs 0 < lowest < highest and 10 steps at least, got "
+            f"{lowest}, {highest} and {num_steps} steps."
+        )
+    with _without_a_trace(model):
+        model.mode = RunMode.TRAIN
+        optimizer = model.optimizer()
+        growth = (highest / lowest) ** (1 / (num_steps - 1))
+        schedule = paddle.optimizer.lr.LambdaDecay(lowest, lambda step: growth**step)
+        optimizer.set_lr_scheduler(schedule)
+        parameters = {name: p for name, p in model.named_parameters() if not p.stop_gradient}
+        rates: list[float] = []
+        losses: list[float] = []
+        average = 0.0
+        batches = dataset.iterate(seed=run_config.seed)
+        with contextlib.closing(batches):
+            for columns, _ in itertools.islice(batches, num_steps):
+                step = Step(
+                    model,
+                    optimizer,
+                    parameters,
+                    micro_batches(model, columns, ranks, run_config.micro_batches),
+                    ranks=ranks,
+                    precision=precision,
+                    profiler=Profiler(False),
+                )
+                rates.append(optimizer.get_lr())
+                try:
+                    loss = step_strategy(step)
+                except FloatingPointError:
+                    loss = math.inf
+                average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
+                losses.append(average / (1 - _SMOOTHING ** len(rates)))
+                if not losses[-1] < _DIVERGED * min(losses):
+                    break
+                schedule.step()
+    if len(losses) < 10 and math.isfinite(average):
+        raise DataError(f"The data gave {len(losses)} batches; a learning-rate trial needs 10 at least.")
+    return Trial(rates, losses, rates[int(np.argmin(losses))] / 10)
+
+
+@contextlib.contextmanager
+def _without_a_trace(model: Model) -> Iterator[None]:
+    """Puts back weights, buffers, mode, gradients and generators after the block."""
+    mode = model.mode
+    generators = paddle.get_rng_state(), np.random.get_state(), random.getstate()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    try:
+        yield
+    finally:
+        with paddle.no_grad():
+            for name, tensor in model.state_dict().items():
+                tensor.copy_(before[name], True)
+        model.clear_gradients(set_to_zero=False)
+        model.mode = mode
+        paddle.set_rng_state(generators[0])
+        np.random.set_state(generators[1])
+        random.setstate(generators[2])

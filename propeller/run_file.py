@@ -1,0 +1,61 @@
+"""`run.json`: with what configuration, versions and ranks a run was last started."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from propeller import atomic
+
+log = logging.getLogger("propeller")
+
+RUN_FILE = "run.json"
+_COMPARED = ("run_config", "hparams", "versions")
+
+
+def read_run_file(model_dir: str | Path) -> dict[str, Any] | None:
+    """Reads `run.json`; None where there is none."""
+    path = Path(model_dir) / RUN_FILE
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+def write_run_file(model_dir: str | Path, values: Mapping[str, Any], *, resumed: bool) -> None:
+    """Writes `run.json`, and logs the configuration.
+
+    Args:
+        model_dir: the run's folder.
+        values: `run_config`, `hparams`, `versions`, `device` and `ranks`.
+        resumed: the run goes on; what is another than when it was last started is said.
+    """
+    before = read_run_file(model_dir) if resumed else None
+    first = values["ranks"] if before is None else before.get("ranks_at_start", values["ranks"])
+    text = atomic.to_json({**values, "ranks_at_start": first}, indent=1)
+    now = json.loads(text)
+    if before is not None:
+        _log_changes(before, now)
+    log.info("configuration: %s", atomic.to_json(now))
+    atomic.write_text(Path(model_dir) / RUN_FILE, text + "\n")
+
+
+def ranks_at_start(model_dir: str | Path, ranks: int) -> int:
+    """With how many ranks the run in `model_dir` began; `ranks`, where none did.
+
+    A run keeps the size of its batches: what was 2 ranks with 16 examples each goes on as 4 with 8.
+    """
+    values = read_run_file(model_dir)
+    return ranks if values is None else int(values.get("ranks_at_start", ranks))
+
+
+def _log_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changes = {
+        f"{part}.{key}": (before.get(part, {}).get(key), now[part].get(key))
+        for part in _COMPARED
+        for key in sorted({*before.get(part, {}), *now[part]})
+    }
+    changes.update({key: (before.get(key), now[key]) for key in ("device", "ranks")})
+    for name, (old, new) in changes.items():
+        if old != new:
+            log.warning("changed since this run was last started: %s: %r -> %r", name, old, new)
