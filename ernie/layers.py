@@ -36,15 +36,12 @@ def truncated_normal(std: float) -> paddle.ParamAttr:
     return paddle.ParamAttr(initializer=initializer)
 
 
-def _eager_on_cpu(x: paddle.Tensor) -> bool:
-    return paddle.in_dynamic_mode() and x.place.is_cpu_place()
-
-
 def _trains_on_cpu(*tensors: paddle.Tensor) -> bool:
     """Whether this is eager training on a CPU in which every one of `tensors` gets a gradient."""
     return (
-        _eager_on_cpu(tensors[0])
+        paddle.in_dynamic_mode()
         and paddle.is_grad_enabled()
+        and tensors[0].place.is_cpu_place()
         and not any(tensor.stop_gradient for tensor in tensors)
     )
 
@@ -59,15 +56,30 @@ def _sum_rows(rows: paddle.Tensor) -> paddle.Tensor:
     return paddle.matmul(paddle.ones([1, rows.shape[0]], rows.dtype), rows).reshape([-1])
 
 
-def transpose(x: paddle.Tensor, axes: Sequence[int]) -> paddle.Tensor:
-    """`x.transpose(axes)`, laid out in memory as it is read.
+class _TransposeFunction(paddle.autograd.PyLayer):
+    """By `einsum`, whose own gradient would hold on to the input without need."""
 
-    Paddle's own makes a view, and its CPU kernel that copies one is slow.
-    """
-    if not _eager_on_cpu(x):
-        return x.transpose(axes)
-    letters = "abcdefgh"[: x.ndim]
+    @staticmethod
+    def forward(ctx: Any, x: paddle.Tensor, axes: Sequence[int]) -> paddle.Tensor:
+        ctx.inverse = sorted(range(len(axes)), key=axes.__getitem__)
+        return _transposed(x, axes)
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> paddle.Tensor:
+        return _transposed(grad, ctx.inverse)
+
+
+def _transposed(x: paddle.Tensor, axes: Sequence[int]) -> paddle.Tensor:
+    letters = "abcdefgh"[: len(axes)]
     return paddle.einsum(f"{letters}->{''.join(letters[axis] for axis in axes)}", x)
+
+
+def transpose(x: paddle.Tensor, axes: Sequence[int]) -> paddle.Tensor:
+    """`x.transpose(axes)`, on a CPU laid out in memory as it is read.
+
+    Paddle's own is a view, which the next operation copies by a slow kernel.
+    """
+    return _TransposeFunction.apply(x, axes) if _trains_on_cpu(x) else x.transpose(axes)
 
 
 class _LinearFunction(paddle.autograd.PyLayer):
@@ -118,20 +130,17 @@ class _LayerNormFunction(paddle.autograd.PyLayer):
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor, ...]:
         x, weight = ctx.saved_tensor()
-        size = weight.shape[0]
-        rows, grad_rows = _rows(x), _rows(grad)
-        mean_of = paddle.full([size, 1], 1 / size, x.dtype)  # a product with it is the mean of each row
-        normed = rows - paddle.matmul(rows, mean_of)
-        inverse_std = paddle.rsqrt(paddle.matmul(normed * normed, mean_of) + ctx.epsilon)
+        rows, grad_rows, size = _rows(x), _rows(grad), weight.shape[0]
+        mean = paddle.full([size, 1], 1 / size, x.dtype)  # a product with it is the mean of each row
+        weighted_mean = (weight / size).unsqueeze(1)
+        normed = rows - paddle.matmul(rows, mean)
+        inverse_std = paddle.rsqrt(paddle.matmul(normed * normed, mean) + ctx.epsilon)
         normed = normed.multiply_(inverse_std)
-        scaled = grad_rows * weight
-        along = paddle.matmul(scaled * normed, mean_of)
-        grad_x = scaled.subtract_(paddle.matmul(scaled, mean_of)).subtract_(normed * along)
-        return (
-            grad_x.multiply_(inverse_std).reshape(x.shape),
-            _sum_rows(grad_rows * normed),
-            _sum_rows(grad_rows),
-        )
+        grad_normed = grad_rows * normed
+        grad_weight = _sum_rows(grad_normed)
+        grad_x = (grad_rows * weight).subtract_(paddle.matmul(grad_rows, weighted_mean))
+        grad_x = grad_x.subtract_(normed.multiply_(paddle.matmul(grad_normed, weighted_mean)))
+        return grad_x.multiply_(inverse_std).reshape(x.shape), grad_weight, _sum_rows(grad_rows)
 
 
 class LayerNorm(paddle.nn.LayerNorm):

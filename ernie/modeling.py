@@ -117,7 +117,7 @@ class SelfAttention(paddle.nn.Layer):
             `[B, S, H]`.
         """
         qkv = self.qkv(x).reshape([0, 0, 3, self.num_heads, self.head_size])
-        query, key, value = transpose(qkv, [2, 0, 3, 1, 4])  # [B, N, S, D] each
+        query, key, value = transpose(qkv, [2, 0, 3, 1, 4]).unbind()  # [B, N, S, D] each
         query = query * (1 / math.sqrt(self.head_size))
         scores = paddle.matmul(query, key, transpose_y=True) + bias  # [B, N, S, S]
         context = paddle.matmul(self.probs_dropout(F.softmax(scores)), value)  # [B, N, S, D]

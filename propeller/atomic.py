@@ -31,8 +31,12 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Makes the folder `target` at once: it appears whole, or not at all.
+
+    Args:
+        target: the folder.
+        replace: take the place of a folder that is there, once the new one is on the disk.
 
     Yields:
         A temporary folder beside `target` to write into. When the block ends without an error its
@@ -42,7 +46,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         FileExistsError: `target` is already there.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
+    if target.exists() and not (replace and target.is_dir()):
         raise FileExistsError(f"{target} is already there.")
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -51,8 +55,12 @@ def new_folder(target: Path) -> Iterator[Path]:
         for path in sorted(temporary.rglob("*")):
             _sync(path)
         _sync(temporary)
+        old = temporary.with_name(f"{temporary.name}.old")
+        if replace and target.exists():
+            target.rename(old)
         temporary.rename(target)
         _sync(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -9,15 +9,25 @@ is passed on to all. Payloads are bytes, never pickles; who connects must have t
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
+import socket
 import struct
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Client, Connection, Listener, wait
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge, wait
 from typing import NoReturn
 
 from propeller.errors import RankError
 
+log = logging.getLogger("propeller")
+
 _DATA, _FAILURE = b"D", b"F"
 _COUNT = struct.Struct("<Q")
+# How long rank 0 waits for the next rank to come, and for one that came to show the key: whoever connects
+# to its port and says nothing must not hold up the start.
+_JOIN_S = 60
+_HANDSHAKE_S = 5
 # How long a rank whose tensors did not come through waits to hear from the others why.
 _EXPLANATION_S = 5.0
 
@@ -43,20 +53,37 @@ class Channel:
             size: number of ranks.
             key: the run's secret.
             publish: tells the others the port.
+
+        Raises:
+            OSError: the others did not come.
         """
         connections: dict[int, Connection] = {}
-        with Listener((host, 0), backlog=size, authkey=key) as listener:
-            publish(listener.address[1])  # type: ignore[misc]
+        with socket.create_server((host, 0), backlog=size) as server:
+            server.settimeout(_JOIN_S)
+            publish(server.getsockname()[1])
             while len(connections) < size - 1:
-                connection = listener.accept()
-                (rank,) = _COUNT.unpack(connection.recv_bytes())
-                connections[rank] = connection
+                client, address = server.accept()
+                with client:
+                    try:
+                        rank, connection = _admitted(client, key)
+                    except (OSError, EOFError, AuthenticationError) as error:
+                        log.warning("turned away %s, which is no rank of this run: %s", address[0], error)
+                    else:
+                        connections[rank] = connection
         return cls(0, [connections[rank] for rank in sorted(connections)])
 
     @classmethod
     def connect(cls, host: str, port: int, key: bytes, rank: int) -> Channel:
-        """Opens the end of another rank."""
-        connection = Client((host, port), authkey=key)
+        """Opens the end of another rank.
+
+        Raises:
+            OSError: rank 0 cannot be reached.
+            multiprocessing.AuthenticationError: it has another key.
+        """
+        with socket.create_connection((host, port)) as client:
+            connection = _connection_over(client)
+        answer_challenge(connection, key)
+        deliver_challenge(connection, key)
         connection.send_bytes(_COUNT.pack(rank))
         return cls(rank, [connection])
 
@@ -131,6 +158,28 @@ class Channel:
         for connection in self._connections:
             with contextlib.suppress(OSError):  # one that is gone needs no word
                 connection.send_bytes(_FAILURE + message.encode("utf-8"))
+
+
+def _connection_over(client: socket.socket) -> Connection:
+    """A connection of its own over an open socket."""
+    # Else a frame of some 20 to 60 KB, sent as its length and the rest, waits 40 ms to be acknowledged.
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return Connection(os.dup(client.fileno()))
+
+
+def _admitted(client: socket.socket, key: bytes) -> tuple[int, Connection]:
+    """Has a process that connected show the key, within `_HANDSHAKE_S` a message, and say its rank."""
+    connection = _connection_over(client)
+    try:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _HANDSHAKE_S, 0))
+        deliver_challenge(connection, key)
+        answer_challenge(connection, key)
+        (rank,) = _COUNT.unpack(connection.recv_bytes())
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 0))
+    except BaseException:
+        connection.close()
+        raise
+    return rank, connection
 
 
 def _unpacked(packed: bytes) -> list[bytes]:

@@ -59,6 +59,11 @@ def run(main: Callable[[], int | None]) -> None:
     except PropellerError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2 if isinstance(error, ConfigError) else 1
+    except ImportError as error:  # no Paddle here, or one that is too old: the message says what to do
+        if error.name != "paddle":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     except BrokenPipeError:

@@ -182,7 +182,7 @@ def num_ranks(nproc: str, device: str | None = None) -> int:
     return int(nproc)
 
 
-def relaunch(nproc: str | None, run_config: RunConfig) -> int | None:
+def relaunch(nproc: str | None, run_config: RunConfig, *, restart: bool = False) -> int | None:
     """Starts this script again as several ranks by Paddle's own launcher, and waits for them.
 
     What rank 0 writes is shown on standard error as it comes; what each writes is kept in
@@ -192,6 +192,7 @@ def relaunch(nproc: str | None, run_config: RunConfig) -> int | None:
     Args:
         nproc: the flag `--nproc`; see `num_ranks`.
         run_config: of the run.
+        restart: begin anew: `model_dir` is kept aside before the ranks are started.
 
     Returns:
         The exit code: 128 + signal if one came, else that of the rank that failed, or 0. None if this
@@ -212,6 +213,8 @@ def relaunch(nproc: str | None, run_config: RunConfig) -> int | None:
         return None
     script = _script()
     model_dir = Path(run_config.model_dir)
+    if restart:
+        atomic.set_aside(model_dir)
     with atomic.FolderLock(model_dir):
         folder = model_dir / "launch"
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from propeller import atomic
+from propeller.errors import ConfigError
 
 log = logging.getLogger("propeller")
 
@@ -17,9 +18,21 @@ _COMPARED = ("run_config", "hparams", "versions")
 
 
 def read_run_file(model_dir: str | Path) -> dict[str, Any] | None:
-    """Reads `run.json`; None where there is none."""
+    """Reads `run.json`; None where there is none.
+
+    Raises:
+        ConfigError: it is no JSON object.
+    """
     path = Path(model_dir) / RUN_FILE
-    return json.loads(path.read_text("utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is no JSON object any more ({error}). Mend it, or remove it: then the ranks of the next "
+            "start count as those that the run began with."
+        ) from error
 
 
 def write_run_file(model_dir: str | Path, values: Mapping[str, Any], *, resumed: bool) -> None:
@@ -30,10 +43,10 @@ def write_run_file(model_dir: str | Path, values: Mapping[str, Any], *, resumed:
         values: `run_config`, `hparams`, `versions`, `device` and `ranks`.
         resumed: the run goes on; what is another than when it was last started is said.
     """
-    before = read_run_file(model_dir) if resumed else None
-    first = values["ranks"] if before is None else before.get("ranks_at_start", values["ranks"])
+    first = ranks_at_start(model_dir, values["ranks"])
     text = atomic.to_json({**values, "ranks_at_start": first}, indent=1)
     now = json.loads(text)
+    before = read_run_file(model_dir) if resumed else None
     if before is not None:
         _log_changes(before, now)
     log.info("configuration: %s", atomic.to_json(now))

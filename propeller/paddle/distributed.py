@@ -11,7 +11,9 @@ not use cannot make the ranks part ways, as they silently do there.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import json
 import os
 import secrets
@@ -150,6 +152,8 @@ class Ranks:
         for payload in self._exchange(touched.tobytes()):
             touched |= np.frombuffer(payload, np.uint8)
         rows = np.flatnonzero(np.unpackbits(touched, count=len(gradient)))
+        if not len(rows):  # nothing but zeros, which gloo refuses to sum
+            return
         total = paddle.to_tensor(gradient[rows])
         self._all_reduce(total)
         gradient[rows] = total.numpy() * np.float32(factor)
@@ -215,7 +219,8 @@ def join(device: str | None = None) -> Ranks:
     if device == "cpu":
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
     try:
-        paddle.distributed.init_parallel_env()
+        with contextlib.redirect_stderr(io.StringIO()):  # a frame around a flag that it set itself
+            paddle.distributed.init_parallel_env()
         store = paddle.base.core.create_or_get_global_tcp_store()
         host = _main_host()
         if rank == 0:

@@ -69,7 +69,8 @@ def find_trainers(args: argparse.Namespace, logs: Path) -> list[Trainer]:
         command = [sys.executable, *(launch if ranks > 1 else []), str(HERE / "train_propeller.py")]
         name = f"propeller, {ranks} ranks" if ranks > 1 else "propeller"
         trainers.append(Trainer(name, command))
-        trainers.append(Trainer(f"{name}, own batches", [*command, "--own-batches"], own_batches=True))
+        if args.seq_len is None:  # where all are of one length there is nothing to group
+            trainers.append(Trainer(f"{name}, own batches", [*command, "--own-batches"], own_batches=True))
     if args.transformers_python:
         command = [args.transformers_python, str(HERE / "train_transformers.py")]
         trainers.append(Trainer(BASELINE, command, cores))

@@ -49,7 +49,8 @@ class Report:
         examples, tokens, cells: seen in these; cells are tokens and padding.
         loss: mean over the steps.
         num_parameters: of the model.
-        peak_bytes: largest resident memory at the end of the last step, of all ranks together.
+        peak_bytes: largest resident memory until the end of the last step; of several ranks the sum, in
+            which the libraries that they share count for each.
         versions: of what it ran on.
     """
 

@@ -50,7 +50,8 @@ class Checkpoint:
     Attributes:
         state: how far the run had come.
         position: where the training data goes on.
-        data: `Dataset.signature` of the training data, to which the position belongs.
+        data: `Dataset.signature` of the training data and the seed of its order, to which the position
+            belongs.
         identity: `Model.identity`.
         model: parameters and buffers.
         optimizer: accumulators, see `optimizer_tensors`.
@@ -103,9 +104,8 @@ class Checkpointer:
         """
         target = self.path(checkpoint.state.step)
         try:
-            if target.exists():  # a damaged one that the resume went behind, or the same once more
-                shutil.rmtree(target)
-            with atomic.new_folder(target) as folder:
+            # There may be a damaged one that the resume went behind, or the same one.
+            with atomic.new_folder(target, replace=True) as folder:
                 safetensors.paddle.save_file(checkpoint.model, str(folder / MODEL))
                 safetensors.paddle.save_file(checkpoint.optimizer, str(folder / OPTIMIZER))
                 if checkpoint.average:

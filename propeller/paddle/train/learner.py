@@ -41,7 +41,6 @@ from propeller.paddle.train.reporting import CurvesHook, LoggingHook, ProgressHo
 from propeller.paddle.train.step import StepStrategy, plain_step
 from propeller.paddle.train.warm_start import warm_start
 from propeller.processor import Processor
-from propeller.run_file import write_run_file
 from propeller.types import HParams, RunConfig, RunMode, RunState, WarmStartSetting
 from propeller.version import __version__
 
@@ -135,19 +134,24 @@ class Learner:
         model_dir = Path(config.model_dir)
         try:
             with contextlib.ExitStack() as stack:
+                if restart and ranks.is_main:
+                    atomic.set_aside(model_dir)
+                if restart and self._has_weights:
+                    self._model = None  # not on from what this one has learnt
+                    model = self.model
                 if ranks.is_main:
-                    if restart:
-                        atomic.set_aside(model_dir)
                     stack.enter_context(atomic.FolderLock(model_dir))
-                    self._begin(model_dir)
+                    if self._warm_start_setting is not None and not self._checkpointer.steps():
+                        warm_start(model, self._warm_start_setting)  # the other ranks get it from here
                 stack.enter_context(training_settings())
                 stack.enter_context(_checked_numerics(config.check_numerics))
                 job = Job(
                     model=model,
                     optimizer=model.optimizer(),
                     run_config=config,
+                    description=self._description(),
                     train_dataset=train_dataset,
-                    data=train_dataset.signature() if ranks.is_main else [],
+                    data=self._data_of(train_dataset) if ranks.is_main else [],
                     eval_datasets=eval_datasets or {},
                     hooks=[*self._own_hooks(), *hooks] if ranks.is_main else [],
                     exporters=exporters if ranks.is_main else [],
@@ -187,6 +191,7 @@ class Learner:
         Raises:
             ConfigError: the rates do not rise, or there are fewer than 10 steps.
             DataError: the data ends after fewer than 10 batches.
+            NonFiniteLossError: the loss of the first weights is not finite.
         """
         model = self.model
         if not self._has_weights and self._warm_start_setting is not None:
@@ -205,25 +210,23 @@ class Learner:
                 num_steps=num_steps,
             )
 
-    def _begin(self, model_dir: Path) -> None:
-        """First weights and the run's file; for rank 0, from which the others get theirs."""
-        resumed = bool(self._checkpointer.steps())
-        if not resumed and self._warm_start_setting is not None:
-            warm_start(self.model, self._warm_start_setting)
+    def _description(self) -> dict[str, Any]:
         versions = {
             "ernie-propeller": __version__,
             "paddle": paddle.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),
         }
-        values = {
+        return {
             "run_config": self.run_config.to_dict(),
             "hparams": dict(self.hparams),
             "versions": versions,
             "device": paddle.get_device(),
             "ranks": self.ranks.size,
         }
-        write_run_file(model_dir, values, resumed=resumed)
+
+    def _data_of(self, dataset: Dataset) -> list[Any]:
+        return [*dataset.signature(), {"kind": "order", "seed": self.run_config.seed}]
 
     @staticmethod
     def _own_hooks() -> list[Hook]:

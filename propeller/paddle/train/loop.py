@@ -43,6 +43,7 @@ from propeller.paddle.train.evaluation import CutShort, evaluate_all
 from propeller.paddle.train.hooks import Hook, StepResult, check_hooks
 from propeller.paddle.train.job import Job
 from propeller.paddle.train.step import Step, micro_batches
+from propeller.run_file import write_run_file
 from propeller.types import RunConfig, RunMode, RunState
 
 log = logging.getLogger("propeller")
@@ -62,8 +63,10 @@ def train(job: Job) -> RunState:
         RankError: another rank failed.
     """
     check_hooks(job.hooks)
-    config, profiler = job.run_config, job.profiler
+    config = job.run_config
     state, position = saving.take_up(job)
+    if job.ranks.is_main:  # not before: a run that is refused leaves no word behind
+        write_run_file(config.model_dir, job.description, resumed=state.step > 0)
     last = _last_step(config, state)
     error: BaseException | None = None
     reason: str | None = None
@@ -89,32 +92,18 @@ def train(job: Job) -> RunState:
                 log.info("nothing to do: %s", reason)
                 return state
             job.model.mode = RunMode.TRAIN
+            # A run that failed between two backward passes has left some.
+            job.model.clear_gradients(set_to_zero=False)
             for columns, position, is_last in _timed(job, batches):
-                with profiler.span("hooks"):
-                    for hook in job.hooks:
-                        hook.step_begin(state)
-                result = _step(job, state, columns)
-                state = _advanced(state, result, job.train_dataset.epoch(position))
-                with profiler.span("hooks"):
+                state, result = _advance(job, state, columns, position)
+                with job.profiler.span("hooks"):
                     reason = _asked([hook.step_end(state, result) for hook in job.hooks])
-                with profiler.span("communication"):
-                    reason, signum = _agreed(job, reason, caught)
-                done = is_last or state.step == last or reason is not None
-                if _due(config.eval_steps, config, state, done):
-                    state = dataclasses.replace(state, evaluation_due=True)
-                    try:
-                        state, reason, signum = _evaluate(job, state, reason, caught)
-                    except Exception:  # a failing export must not cost the steps
-                        if job.ranks.is_main:
-                            saving.write(job, state, position)
-                        raise
-                    done = done or reason is not None
-                if signum or _due(config.save_steps, config, state, done):
-                    saving.save(job, state, position)
-                profiler.step_done()
+                end = is_last or state.step == last
+                state, reason, signum = _settle(job, state, position, reason, caught, end=end)
+                job.profiler.step_done()
                 if signum:
                     raise _interrupted(signum, state)
-                if done:
+                if end or reason is not None:
                     break
         if reason is not None:
             log.info("stopped at step %d: %s", state.step, reason)
@@ -124,6 +113,47 @@ def train(job: Job) -> RunState:
         raise
     finally:
         _end(begun, state, error)
+
+
+def _advance(
+    job: Job, state: RunState, columns: Mapping[str, Any], position: Any
+) -> tuple[RunState, StepResult]:
+    """Makes one step and counts it."""
+    with job.profiler.span("hooks"):
+        for hook in job.hooks:
+            hook.step_begin(state)
+    result = _step(job, state, columns)
+    state = RunState(
+        step=state.step + 1,
+        epoch=job.train_dataset.epoch(position),
+        examples=state.examples + result.num_examples,
+        tokens=state.tokens + result.num_tokens,
+    )
+    return state, result
+
+
+def _settle(
+    job: Job, state: RunState, position: Any, reason: str | None, caught: Sequence[int], *, end: bool
+) -> tuple[RunState, str | None, int]:
+    """Evaluates and saves, where that is due after a step.
+
+    Returns:
+        The state, the reason to stop if there is one, and the signal or 0; the same on all ranks.
+    """
+    config = job.run_config
+    with job.profiler.span("communication"):
+        reason, signum = _agreed(job, reason, caught)
+    if _due(config.eval_steps, config, state, end or reason is not None):
+        state = dataclasses.replace(state, evaluation_due=True)
+        try:
+            state, reason, signum = _evaluate(job, state, reason, caught)
+        except Exception:  # a failing export must not cost the steps
+            if job.ranks.is_main:
+                saving.write(job, state, position)
+            raise
+    if signum or _due(config.save_steps, config, state, end or reason is not None):
+        saving.save(job, state, position)
+    return state, reason, signum
 
 
 def _agreed(job: Job, reason: str | None, caught: Sequence[int]) -> tuple[str | None, int]:
@@ -210,15 +240,6 @@ def _seed(seed: int, step: int, rank: int) -> None:
     number = int(words[0]) << 31 | int(words[1]) >> 1  # Paddle takes what an int64 holds
     paddle.seed(number)
     random.seed(number)
-
-
-def _advanced(state: RunState, result: StepResult, epoch: int) -> RunState:
-    return RunState(
-        step=state.step + 1,
-        epoch=epoch,
-        examples=state.examples + result.num_examples,
-        tokens=state.tokens + result.num_tokens,
-    )
 
 
 def _asked(reasons: Sequence[str | None]) -> str | None:

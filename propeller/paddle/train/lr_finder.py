@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from propeller.data import Dataset
-from propeller.errors import ConfigError, DataError
+from propeller.errors import ConfigError, DataError, NonFiniteLossError
 from propeller.paddle.distributed import Ranks
 from propeller.paddle.runtime import paddle
 from propeller.paddle.train.model import Model
@@ -72,6 +72,7 @@ def find_learning_rate(
     Raises:
         ConfigError: the rates do not rise, or there are fewer than 10 steps.
         DataError: the data ends after fewer than 10 batches.
+        NonFiniteLossError: the loss of the first weights is not finite.
     """
     if not 0 < lowest < highest or num_steps < 10:
         raise ConfigError(
@@ -87,7 +88,7 @@ def find_learning_rate(
         parameters = {name: p for name, p in model.named_parameters() if not p.stop_gradient}
         rates: list[float] = []
         losses: list[float] = []
-        average = 0.0
+        average, diverged = 0.0, False
         batches = dataset.iterate(seed=run_config.seed)
         with contextlib.closing(batches):
             for columns, _ in itertools.islice(batches, num_steps):
@@ -107,11 +108,17 @@ def find_learning_rate(
                     loss = math.inf
                 average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
                 losses.append(average / (1 - _SMOOTHING ** len(rates)))
-                if not losses[-1] < _DIVERGED * min(losses):
+                diverged = not losses[-1] < _DIVERGED * min(losses)
+                if diverged:
                     break
                 schedule.step()
-    if len(losses) < 10 and math.isfinite(average):
+    if not losses or len(losses) < 10 and not diverged:
         raise DataError(f"The data gave {len(losses)} batches; a learning-rate trial needs 10 at least.")
+    if not math.isfinite(losses[0]):
+        raise NonFiniteLossError(
+            "The loss of the first step is not finite, so no learning rate can be suggested: look at the "
+            "model and the first batch. check_numerics in the run configuration names the operation."
+        )
     return Trial(rates, losses, rates[int(np.argmin(losses))] / 10)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from propeller import atomic
 from propeller.data import difference
 from propeller.errors import ConfigError, NonFiniteLossError, RankError
+from propeller.paddle.runtime import paddle
 from propeller.paddle.train.averaging import WeightAverage
 from propeller.paddle.train.checkpoint import (
     Checkpoint,
@@ -68,6 +69,8 @@ def take_up(job: Job) -> tuple[RunState, Any]:
     schedule = schedule_of(optimizer)
     if schedule is not None:
         schedule.set_state_dict(found["schedule"])
+        if isinstance(schedule, paddle.optimizer.lr.LambdaDecay):
+            schedule.last_lr = schedule.get_lr()  # of the peak and the length that it has now
     job.precision.load(found["scaler"])
     for hook in job.hooks:
         if hook.name in found["hooks"]:

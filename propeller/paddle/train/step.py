@@ -79,7 +79,7 @@ class Step:
         for batch in self._batches:
             batch_total, batch_weight = self._forward(batch)
             total, weight = total + batch_total.item(), weight + batch_weight
-            if batch_weight and math.isfinite(total):
+            if math.isfinite(total) and (batch_weight or not self._alone):
                 with self._profiler.span("backward"):
                     # Alone, the loss is divided and not the gradients, which are many more.
                     loss = batch_total / batch_weight if self._alone else batch_total

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import multiprocessing
+import os
+import socket
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -168,3 +174,114 @@ def assert_same_bits():
             np.testing.assert_array_equal(array, second[name], err_msg=name)
 
     return compare
+
+
+class Ranks:
+    """Processes that do one job together.
+
+    Args:
+        context: what forks them.
+        main: what each does, `rank_jobs.main`.
+        folder: for their logs.
+        size: how many.
+        job: a function's name in `rank_jobs`.
+        arguments: the function's.
+    """
+
+    limit_s = 60
+
+    def __init__(self, context, main, folder, size, job, arguments):
+        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(size)]
+        addresses = [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+        for one in sockets:
+            one.close()
+        folder.mkdir()
+        self._logs = [folder / f"log.{rank}" for rank in range(size)]
+        self.processes, self._pipes = [], []
+        for rank in range(size):
+            ours, theirs = context.Pipe()
+            arguments_of_main = (rank, addresses, theirs, self._logs[rank], job, arguments)
+            process = context.Process(target=main, args=arguments_of_main)
+            process.start()
+            theirs.close()
+            self.processes.append(process)
+            self._pipes.append(ours)
+
+    def next(self, rank, wanted):
+        """Waits until the rank reports `wanted`; returns what with. Other reports are passed over."""
+        while True:
+            assert self._pipes[rank].poll(self.limit_s), f"rank {rank} is silent: {self._all_logs()}"
+            try:
+                event, *more = self._pipes[rank].recv()
+            except EOFError:
+                raise AssertionError(f"rank {rank} ended before {wanted!r}: {self._all_logs()}") from None
+            if event == wanted:
+                return more[0]
+
+    def results(self):
+        """What the job returned on each rank."""
+        found = [self.next(rank, "result") for rank in range(len(self.processes))]
+        assert self.codes() == [0] * len(found)
+        return found
+
+    def codes(self):
+        """Waits for all; their exit codes, None for one that has not ended."""
+        for process in self.processes:
+            process.join(self.limit_s)
+        return [process.exitcode for process in self.processes]
+
+    def log(self, rank):
+        """What the rank has written on its standard output and error."""
+        return self._logs[rank].read_text("utf-8")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        """Kills those that still live."""
+        for process, pipe in zip(self.processes, self._pipes, strict=True):
+            process.kill()
+            process.join()
+            pipe.close()
+
+    def _all_logs(self):
+        return "\n".join(f"rank {rank}: {self.log(rank)}" for rank in range(len(self._logs)))
+
+
+@pytest.fixture(scope="session")
+def fork_ranks():
+    """`with fork_ranks(folder, size, job, **arguments) as ranks:` starts ranks.
+
+    They are forked from a process that has loaded Paddle, which takes seconds, and done nothing else.
+    """
+    here = Path(__file__).parent
+    path = [str(here), str(here.parents[2]), os.environ.get("PYTHONPATH", "")]
+    context = multiprocessing.get_context("forkserver")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(here))
+        patch.setenv("PYTHONPATH", os.pathsep.join(path))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        for name in list(os.environ):
+            if name.startswith(("PADDLE_", "PROPELLER_", "FLAGS_")):
+                patch.delenv(name)
+        context.set_forkserver_preload(["rank_jobs"])
+        forkserver.ensure_running()
+        import rank_jobs
+
+        def fork(folder, size, job, /, **arguments):
+            return Ranks(context, rank_jobs.main, folder, size, job, arguments)
+
+        yield fork
+
+
+@pytest.fixture
+def start_ranks(fork_ranks, tmp_path):
+    """`start_ranks(size, job, **arguments)` starts ranks; killed at the end if they still live."""
+    with contextlib.ExitStack() as stack:
+        numbers = itertools.count()
+
+        def start(size, job, /, **arguments):
+            ranks = fork_ranks(tmp_path / f"ranks.{next(numbers)}", size, job, **arguments)
+            return stack.enter_context(ranks)
+
+        yield start

@@ -14,34 +14,6 @@ from propeller.paddle import runtime
 from propeller.paddle.runtime import available_cores, paddle, set_device
 
 
-def test_cores_of_a_container(tmp_path):
-    quota = runtime._cgroup_quota
-    assert quota(tmp_path) is None
-    for text, cores in (
-        ("max 100000\n", None),
-        ("250000 100000\n", 2),
-        ("50000 100000\n", 1),
-        ("200000 100000", 2),
-    ):
-        (tmp_path / "cpu.max").write_text(text)
-        assert quota(tmp_path) == cores
-    (tmp_path / "cpu.max").unlink()
-    (tmp_path / "cpu").mkdir()
-    for text, cores in (("-1\n", None), ("300000\n", 3)):
-        (tmp_path / "cpu/cpu.cfs_quota_us").write_text(text)
-        (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000\n")
-        assert quota(tmp_path) == cores
-
-
-def test_available_cores_are_those_of_this_process(monkeypatch):
-    monkeypatch.setattr(runtime, "_cgroup_quota", lambda: None)
-    assert available_cores() == len(os.sched_getaffinity(0))
-    monkeypatch.setattr(runtime, "_cgroup_quota", lambda: 1)
-    assert available_cores() == 1
-    monkeypatch.setattr(runtime, "_cgroup_quota", lambda: 10_000)
-    assert available_cores() == len(os.sched_getaffinity(0))
-
-
 def test_devices():
     assert set_device("cpu") == "cpu"
     assert set_device(None) == "cpu" or paddle.device.get_available_device()

@@ -1,0 +1,405 @@
+"""What the ranks of the tests do. Each is a process of its own, forked from one that has loaded Paddle.
+
+A job is a function here: `job(report, **arguments)`. What it returns, and what it reports before, the test
+gets by rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import threading
+
+import numpy as np
+
+import propeller.paddle as propeller
+from propeller import atomic, cli, launch, manifest
+from propeller.data import Dataset
+from propeller.errors import DataError
+from propeller.metrics import AUC, F1, Acc, Pearson, Spearman
+from propeller.paddle import distributed, optimization
+from propeller.paddle.runtime import paddle
+from propeller.paddle.train import checkpoint, reporting
+from propeller.paddle.train.adversarial import Fgm
+from propeller.paddle.train.step import plain_step
+
+
+def main(rank, addresses, pipe, log, job, arguments):
+    """One rank: joins the others as the older launcher starts ranks, and does the job."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    if len(addresses) > 1:
+        cluster = {"chief": addresses[:1], "worker": addresses[1:]}
+        task = {"type": "worker", "index": rank - 1} if rank else {"type": "chief", "index": 0}
+        os.environ["PROPELLER_DISCONFIG"] = json.dumps({"cluster": cluster, "task": task})
+        launch.apply_disconfig()
+    reporting.draw_curves = lambda lines, path: None  # takes longer than all else
+    cli.setup_logging()
+    cli.run(lambda: pipe.send(("result", globals()[job](lambda *event: pipe.send(event), **arguments))))
+
+
+# Training.
+
+
+class Bags(propeller.Model):
+    """Classifies a bag of words, or each of its words; hyper-parameters say how the loss weighs them."""
+
+    label_names = ("label", "weight")
+    inputs = tuple(
+        propeller.ArraySpec(name, "int64", axes)
+        for name, axes in (("input_ids", ("batch", "seq_len")), ("row", ("batch",)))
+    )
+
+    def __init__(self, hparams, mode, run_config):
+        super().__init__(hparams, mode, run_config)
+        self.table = paddle.nn.Embedding(50, 16, padding_idx=0)
+        self.norm = paddle.nn.LayerNorm(16)
+        self.dropout = paddle.nn.Dropout(hparams.get("dropout", 0.0))
+        self.out = paddle.nn.Linear(16, 2)
+        self.unused = paddle.nn.Linear(3, 3)
+        self.odd = paddle.nn.Linear(16, 2)
+        if hparams.get("freeze"):
+            self.table.weight.stop_gradient = True
+        self.seen, self.masks = [], []
+
+    def forward(self, features):
+        ids, row = features["input_ids"], features["row"]
+        words = self.table(ids)
+        if self.training:
+            self.seen += row.tolist()
+            self.masks.append(self.dropout(paddle.ones([64])).numpy().astype(bool).tolist())
+        if self.hparams.get("loss") == "words":
+            return {"logits": self.out(self.norm(words)), "ids": ids}
+        bags = self.dropout(self.norm(words.sum(1)))
+        logits = self.out(bags)
+        if self.hparams.get("odd"):
+            odd = paddle.nonzero(row % 2).flatten()
+            if len(odd):  # where this rank has none it does not use the layer
+                logits = paddle.scatter(logits, odd, logits[odd] + self.odd(bags[odd]))
+        return {"logits": logits, "score": logits[:, 1] - logits[:, 0]}
+
+    def loss(self, predictions, labels):
+        logits, kind = predictions["logits"], self.hparams.get("loss", "sum")
+        each = functools.partial(paddle.nn.functional.cross_entropy, reduction="none")
+        if kind == "words":  # of which each rank has another number
+            counted = ((predictions["ids"] % 3 > 0) & (predictions["ids"] > 0)).astype("float32")
+            return (each(logits, predictions["ids"] % 2).squeeze(-1) * counted).sum(), counted.sum()
+        losses = each(logits, labels["label"]).squeeze(-1)
+        if kind == "mean":
+            return losses.mean()
+        weights = labels["weight"] if kind == "weighted" else paddle.ones_like(losses)
+        return (losses * weights).sum(), weights.sum()
+
+    def optimizer(self):
+        return optimization.adamw(
+            self, learning_rate=0.01, max_steps=self.run_config.max_steps, schedule="linear"
+        )
+
+    def metrics(self):
+        return {
+            "acc": Acc(),
+            "f1": F1(),
+            **{kind.__name__.lower(): LabelsOnly(kind("score")) for kind in (AUC, Pearson, Spearman)},
+        } | ({"acc": LabelsOnly(Acc()), "f1": LabelsOnly(F1())})
+
+
+class LabelsOnly:
+    """A metric that gets the label column alone."""
+
+    def __init__(self, metric):
+        self._metric = metric
+        self.reset, self.compute, self.state, self.merge = (
+            metric.reset, metric.compute, metric.state, metric.merge
+        )  # fmt: skip
+
+    def update(self, predictions, labels, features):
+        self._metric.update(predictions, labels["label"], features)
+
+
+def rows(count, seed=1):
+    """Examples; `weight` is 0 for what the second of two ranks gets of batches in order."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for number in range(count):
+        ids = rng.integers(1, 50, size=rng.integers(3, 12), dtype=np.int64)
+        label = int((ids % 2 == 0).mean() > 0.5)
+        found.append({"input_ids": ids, "row": number, "label": label, "weight": (1.0, 0.0, 0.5, 0.0)[number % 4]})
+    return found
+
+
+def dataset(kind="padded", count=256):
+    """Batches of 16, or of 100 tokens, made in one of several ways."""
+    data = Dataset.from_list(rows(count))
+    if kind == "in order":
+        return data.padded_batch(16).repeat()
+    data = data.shuffle()
+    if kind == "padded":
+        return data.repeat().padded_batch(16)
+    if kind == "uneven":
+        return data.padded_batch(16).repeat()
+    if kind == "tokens":
+        return data.token_batch(100, key="input_ids").repeat()
+    return data.bucket(batch_size=16, pool_size=64, key="input_ids").repeat()
+
+
+def learner_of(model_dir, hparams=None, **config):
+    """A learner of the toy task whose last step is 20, unless that is said otherwise."""
+    values = {"max_steps": 20, "eval_steps": 1000, "log_steps": 10, "device": "cpu", **config}
+    return propeller.Learner(Bags, propeller.RunConfig(model_dir=str(model_dir), **values), hparams)
+
+
+def weights(learner):
+    return {name: tensor.numpy().copy() for name, tensor in learner.model.state_dict().items()}
+
+
+def train_all(report, folder, variants):
+    """Trains each of the variants; `folder` is rank 0's, another's would be beside it."""
+    found = {}
+    rank = distributed.join("cpu").rank
+    for number, (name, variant) in enumerate(variants.items()):
+        learner = learner_of(
+            f"{folder}/{number}/rank{rank}", variant.get("hparams"), **variant.get("config", {})
+        )
+        strategy = Fgm("table.weight", 0.5) if variant.get("fgm") else plain_step
+        hook = Recorder()
+        learner.train(dataset(**variant.get("data", {})), step_strategy=strategy, hooks=[hook])
+        found[name] = {"weights": weights(learner), "losses": hook.losses, "examples": hook.examples}
+    return found
+
+
+class Recorder(propeller.Hook):
+    """Writes down the losses; `act(event, state)` may answer or raise."""
+
+    name = "recorder"
+
+    def __init__(self, act=lambda event, state: None):
+        self.act, self.losses, self.examples = act, [], []
+
+    def step_end(self, state, result):
+        self.losses.append(result.loss)
+        self.examples.append(result.num_examples)
+        return self.act("step_end", state)
+
+    def eval_end(self, state, results):
+        return self.act("eval_end", state)
+
+    def checkpoint_saved(self, state, path):
+        self.act("checkpoint_saved", state)
+
+
+def train(report, model_dir, *, data=None, hparams=None, dev=False, act=None, broken=None, kill=None, **config):
+    """Trains once.
+
+    Args:
+        dev: evaluate, too.
+        act: `(event, step, answer)`: what a hook does then: answers, reports ("report") or waits ("wait").
+        broken: `(rank, step)`: where the data fails.
+        kill: how this process ends itself; see `_ends_itself`.
+    """
+    learner = learner_of(model_dir, hparams, **config)
+
+    def do(event, state):
+        if event == "step_end":
+            report("step", state.step)
+        if act is not None and (event, state.step) == tuple(act[:2]):
+            if act[2] == "wait":
+                report("waiting", os.getpid())
+                signal.pause()
+            return act[2]
+
+    batches = dataset(**(data or {}))
+    if broken is not None and broken[0] == learner.ranks.rank:
+        batches = batches.map(_failing_at(broken[1]))
+    with _ends_itself(report, **kill) if kill else contextlib.nullcontext():
+        state = learner.train(
+            batches, hooks=[Recorder(do)], eval_datasets={"dev": dev_set()} if dev else None,
+            exporters=[FailingExporter()] if dev == "failing export" else [],
+        )  # fmt: skip
+    return {
+        "step": state.step,
+        "examples": state.examples,
+        "weights": weights(learner),
+        "seen": learner.model.seen,
+        "masks": learner.model.masks,
+    }
+
+
+def _failing_at(step):
+    count = iter(range(1, 1 << 30))
+
+    def check(batch):
+        if next(count) >= step:
+            raise DataError("a label is 7; expected 0 or 1", path="train.tsv", line=step)
+        return batch
+
+    return check
+
+
+class FailingExporter(propeller.Exporter):
+    """Has no room from step 4 on."""
+
+    def begin(self, state):
+        pass
+
+    def export(self, model, state, results, columns):
+        if state.step >= 4:
+            raise OSError("no room for the export")
+
+
+@contextlib.contextmanager
+def _ends_itself(report, *, after_s=None, at=None, count=1):
+    """Has this process killed: after some seconds, or by the test when a save has come to a certain place.
+
+    Args:
+        after_s: after so long.
+        at: the place, a name in `_PLACES`.
+        count: the how-manieth time it comes there.
+    """
+    if after_s is not None:
+        timer = threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGKILL))
+        timer.daemon = True
+        timer.start()
+        yield
+        timer.cancel()
+        return
+    owner, name = _PLACES[at]
+    before, numbers = getattr(owner, name), iter(range(1, 1 << 30))
+
+    @functools.wraps(before)
+    def held(*args, **options):
+        # Renames and removals of whole checkpoints; those of other files do not count.
+        if owner not in (os, atomic) or "step_" in str(args[0]):
+            if next(numbers) == count:
+                report("held", at)
+                signal.pause()
+        return before(*args, **options)
+
+    setattr(owner, name, held)
+    yield
+    setattr(owner, name, before)
+
+
+_PLACES = {
+    "weights": (checkpoint.safetensors.paddle, "save_file"),
+    "manifest": (manifest, "write"),
+    "sync": (atomic, "_sync"),
+    "rename": (checkpoint.Path, "rename"),
+    "removal": (checkpoint.shutil, "rmtree"),
+    "state": (checkpoint.atomic, "to_json"),
+}
+
+
+def dev_set(count=100):
+    return Dataset.from_list(rows(count, seed=2)).padded_batch(16)
+
+
+def evaluate_all(report, cases):
+    """Evaluates each of the cases, `(examples, eval_max_steps)`; all ranks with the same random weights."""
+    found = []
+    for count, max_steps in cases:
+        learner = learner_of("nowhere", eval_max_steps=max_steps)
+        learner.ranks.broadcast_tensors(list(learner.model.state_dict().values()))
+        learner._has_weights = True  # random ones will do here
+        try:
+            found.append(learner.evaluate(dev_set(count)))
+        except DataError as error:
+            found.append(str(error))
+    return found
+
+
+# Exchanges.
+
+
+def exchange_values(report):
+    """What is exchanged besides gradients."""
+    ranks = distributed.join("cpu")
+    own = ranks.rank
+    tensors = [
+        paddle.full([3, 2], own + 1.5),
+        paddle.full([], own + 2.5),
+        paddle.full([4], own + 3, "int64"),
+        paddle.arange(6, dtype="float32").reshape([2, 3]).t() + own,
+    ]
+    ranks.broadcast_tensors(tensors)
+    total = paddle.full([2], own + 1.0)
+    arrays = {
+        "rows": np.arange(own * 3, dtype=np.int64).reshape(own, 3),
+        "none": np.zeros((0, 4), np.float32),
+        "turned": np.arange(6.0).reshape(2, 3).T + own,
+        "yes": np.array([own == 1]),
+    }
+    ranks.wait()
+    return {
+        "self": (ranks.rank, ranks.size, ranks.is_main, distributed.join("cpu") is ranks),
+        "sum": ranks.sum([0.1 * (own + 1), 1e16 if own == 0 else 1.0, -1e16 * (own == ranks.size - 1)]),
+        "max": ranks.max([own, -own, 2**62 + own]),
+        "gather": ranks.gather(arrays),
+        "broadcast": ranks.broadcast({"of": own, "text": "größe", "nothing": None}),
+        "tensors": [tensor.numpy() for tensor in tensors],
+        "sum_tensor": ranks.sum_tensor(total).numpy(),
+        "its argument": total.numpy(),
+    }
+
+
+def sum_gradients(report, cases):
+    """Sums gradients in pieces of so many bytes, tables being what has so many rows.
+
+    Args:
+        cases: (bytes, rows, shapes, for each rank the places without a gradient, the rows of each 2-d
+            gradient that are not zero).
+    """
+    found = []
+    ranks = distributed.join("cpu")
+    for piece_bytes, table_rows, shapes, missing, touched in cases:
+        distributed._PIECE_BYTES, distributed._TABLE_ROWS = piece_bytes, table_rows
+        own = gradients(ranks.rank, shapes, missing, touched)
+        parameters = [paddle.create_parameter(shape, "float32") for shape in shapes]
+        for parameter, gradient in zip(parameters, own, strict=True):
+            parameter.grad = None if gradient is None else paddle.to_tensor(gradient)
+        ranks.sum_gradients(parameters, 0.125)
+        found.append([parameter.grad.numpy() for parameter in parameters])
+    return found
+
+
+def gradients(rank, shapes, missing, touched):
+    """The gradients of a rank: small whole numbers, whose sums are exact."""
+    rng = np.random.default_rng(rank)
+    found = []
+    for place, shape in enumerate(shapes):
+        values = rng.integers(-8, 9, shape).astype(np.float32)
+        if touched is not None and len(shape) == 2:
+            keep = np.zeros(shape[0], bool)
+            keep[touched[rank]] = True
+            values = np.where(keep[:, None], values, np.float32(0))
+        found.append(None if place in missing[rank] else values)
+    return found
+
+
+def fail_in_the_middle(report, victim, how):
+    """One rank ends while the others sum gradients."""
+    ranks = distributed.join("cpu")
+    parameter = paddle.create_parameter([1000], "float32")
+    parameter.grad = paddle.ones([1000])
+    if ranks.rank == victim:
+        ranks.wait()
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        error = DataError("a label is 7", path="train.tsv", line=3)
+        ranks.fail(error)
+        raise error
+    ranks.sum_gradients([parameter], 1.0)
+
+
+def wait_long(report, seconds):
+    """Rank 1 comes late, later than gloo waits."""
+    ranks = distributed.join("cpu")
+    parameter = paddle.create_parameter([3], "float32")
+    parameter.grad = paddle.ones([3])
+    if ranks.rank == 1:
+        threading.Event().wait(seconds)
+    ranks.sum_gradients([parameter], 1.0)
+    return parameter.grad.tolist()
