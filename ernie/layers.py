@@ -36,12 +36,15 @@ def truncated_normal(std: float) -> paddle.ParamAttr:
     return paddle.ParamAttr(initializer=initializer)
 
 
+def _eager_on_cpu(x: paddle.Tensor) -> bool:
+    return paddle.in_dynamic_mode() and x.place.is_cpu_place()
+
+
 def _trains_on_cpu(*tensors: paddle.Tensor) -> bool:
     """Whether this is eager training on a CPU in which every one of `tensors` gets a gradient."""
     return (
-        paddle.in_dynamic_mode()
+        _eager_on_cpu(tensors[0])
         and paddle.is_grad_enabled()
-        and tensors[0].place.is_cpu_place()
         and not any(tensor.stop_gradient for tensor in tensors)
     )
 
@@ -54,32 +57,6 @@ def _rows(x: paddle.Tensor) -> paddle.Tensor:
 def _sum_rows(rows: paddle.Tensor) -> paddle.Tensor:
     """`[R, H]` -> `[H]`."""
     return paddle.matmul(paddle.ones([1, rows.shape[0]], rows.dtype), rows).reshape([-1])
-
-
-class _TransposeFunction(paddle.autograd.PyLayer):
-    """By `einsum`, whose own gradient would hold on to the input without need."""
-
-    @staticmethod
-    def forward(ctx: Any, x: paddle.Tensor, axes: Sequence[int]) -> paddle.Tensor:
-        ctx.inverse = sorted(range(len(axes)), key=axes.__getitem__)
-        return _transposed(x, axes)
-
-    @staticmethod
-    def backward(ctx: Any, grad: paddle.Tensor) -> paddle.Tensor:
-        return _transposed(grad, ctx.inverse)
-
-
-def _transposed(x: paddle.Tensor, axes: Sequence[int]) -> paddle.Tensor:
-    letters = "abcdefgh"[: len(axes)]
-    return paddle.einsum(f"{letters}->{''.join(letters[axis] for axis in axes)}", x)
-
-
-def transpose(x: paddle.Tensor, axes: Sequence[int]) -> paddle.Tensor:
-    """`x.transpose(axes)`, on a CPU laid out in memory as it is read.
-
-    Paddle's own is a view, which the next operation copies by a slow kernel.
-    """
-    return _TransposeFunction.apply(x, axes) if _trains_on_cpu(x) else x.transpose(axes)
 
 
 class _LinearFunction(paddle.autograd.PyLayer):
@@ -227,3 +204,51 @@ class Dropout(paddle.nn.Dropout):
         if dropped_levels < _LEVELS and _trains_on_cpu(x):
             return _DropoutFunction.apply(x, dropped_levels)
         return super().forward(x)
+
+
+def _swapped(x: paddle.Tensor) -> paddle.Tensor:
+    """`[B, S, N, D]` -> `[B, N, S, D]` and back, laid out in memory as it is read."""
+    return paddle.einsum("bsnd->bnsd", x)
+
+
+class _SplitHeadsFunction(paddle.autograd.PyLayer):
+    @staticmethod
+    def forward(ctx: Any, x: paddle.Tensor, parts: int, num_heads: int) -> tuple[paddle.Tensor, ...]:
+        batch, length, size = x.shape
+        # Not `paddle.split`: it makes views, too.
+        split = paddle.einsum("rph->prh", x.reshape([batch * length, parts, size // parts]))
+        return tuple(_swapped(part.reshape([batch, length, num_heads, -1])) for part in split.unbind())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: paddle.Tensor) -> paddle.Tensor:
+        batch, _, length, _ = grads[0].shape
+        return paddle.concat([_swapped(grad).reshape([batch, length, -1]) for grad in grads], axis=-1)
+
+
+def split_heads(x: paddle.Tensor, parts: int, num_heads: int) -> Sequence[paddle.Tensor]:
+    """`[B, S, parts * N * D]` -> as many times `[B, N, S, D]`."""
+    if _eager_on_cpu(x):
+        return _SplitHeadsFunction.apply(x, parts, num_heads)
+    return [
+        part.reshape([0, 0, num_heads, part.shape[-1] // num_heads]).transpose([0, 2, 1, 3])
+        for part in paddle.split(x, parts, axis=-1)
+    ]
+
+
+class _MergeHeadsFunction(paddle.autograd.PyLayer):
+    @staticmethod
+    def forward(ctx: Any, x: paddle.Tensor) -> paddle.Tensor:
+        batch, ctx.num_heads, length, _ = x.shape
+        return _swapped(x).reshape([batch, length, -1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> paddle.Tensor:
+        batch, length, _ = grad.shape
+        return _swapped(grad.reshape([batch, length, ctx.num_heads, -1]))
+
+
+def merge_heads(x: paddle.Tensor) -> paddle.Tensor:
+    """`[B, N, S, D]` -> `[B, S, N * D]`."""
+    if _eager_on_cpu(x):
+        return _MergeHeadsFunction.apply(x)
+    return x.transpose([0, 2, 1, 3]).reshape([0, 0, x.shape[1] * x.shape[3]])

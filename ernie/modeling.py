@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ernie.config import ErnieConfig
-from ernie.layers import Dropout, LayerNorm, Linear, gelu, transpose, truncated_normal
+from ernie.layers import Dropout, LayerNorm, Linear, gelu, merge_heads, split_heads, truncated_normal
 from ernie.pretrained import load_pretrained_state, match_weights, save_pretrained_state
 from propeller.errors import ConfigError
 from propeller.paddle.runtime import paddle
@@ -116,12 +116,11 @@ class SelfAttention(paddle.nn.Layer):
         Returns:
             `[B, S, H]`.
         """
-        qkv = self.qkv(x).reshape([0, 0, 3, self.num_heads, self.head_size])
-        query, key, value = transpose(qkv, [2, 0, 3, 1, 4]).unbind()  # [B, N, S, D] each
+        query, key, value = split_heads(self.qkv(x), 3, self.num_heads)  # [B, N, S, D]
         query = query * (1 / math.sqrt(self.head_size))
         scores = paddle.matmul(query, key, transpose_y=True) + bias  # [B, N, S, S]
-        context = paddle.matmul(self.probs_dropout(F.softmax(scores)), value)  # [B, N, S, D]
-        context = transpose(context, [0, 2, 1, 3]).reshape([0, 0, self.num_heads * self.head_size])
+        probs = self.probs_dropout(F.softmax(scores))
+        context = merge_heads(paddle.matmul(probs, value))  # [B, S, H]
         return self.norm(x + self.dropout(self.output(context)))
 
 

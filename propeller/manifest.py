@@ -9,7 +9,7 @@ from typing import Any
 from propeller import atomic
 from propeller.errors import CheckpointError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 
 

@@ -217,7 +217,7 @@ def listed(tmp_path):
 
 def test_manifest_lists_and_verifies(listed):
     read = manifest.verify(listed)
-    assert read["format_version"] == 1 and read["paddle"] == "3"
+    assert read["format_version"] == 2 and read["paddle"] == "3"
     assert read["files"] == {
         "a.bin": {"bytes": 10, "sha256": hashlib.sha256(b"0123456789").hexdigest()},
         "b.txt": {"bytes": 4, "sha256": hashlib.sha256(b"text").hexdigest()},
@@ -245,14 +245,14 @@ def test_manifest_names_plain_files_only(listed, name):
         (lambda folder: (folder / "manifest.json").unlink(), r"manifest\.json cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text('{"format'), r"manifest\.json cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), r"manifest\.json cannot be read"),
-        (lambda folder: (folder / "manifest.json").write_text('{"format_version": 1}'), "cannot be read"),
-        (lambda folder: (folder / "manifest.json").write_text('{"format_version": 1, "files": {"a.bin": 1}}'),
+        (lambda folder: (folder / "manifest.json").write_text('{"format_version": 2}'), "cannot be read"),
+        (lambda folder: (folder / "manifest.json").write_text('{"format_version": 2, "files": {"a.bin": 1}}'),
          r"manifest\.json is not whole"),
-        (lambda folder: (folder / "manifest.json").write_text('{"format_version": 2, "files": {}}'),
-         "has checkpoint format 2, this release reads 1"),
+        (lambda folder: (folder / "manifest.json").write_text('{"format_version": 1, "files": {}}'),
+         "has checkpoint format 1, this release reads 2"),
     ],
     ids=["missing", "cut", "flipped", "no-manifest", "cut-manifest", "no-object", "no-files", "no-entry",
-         "newer"],
+         "older"],
 )  # fmt: skip
 def test_manifest_names_the_damage(listed, damage, message):
     damage(listed)

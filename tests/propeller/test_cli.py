@@ -43,8 +43,9 @@ def raising(error):
         (raising(Interrupted("saved", signal.SIGTERM)), 143, "saved\n"),
         (raising(Interrupted("saved", signal.SIGINT)), 130, "saved\n"),
         (raising(KeyboardInterrupt()), 130, ""),
+        (raising(ImportError("Paddle 2.6.2 is too old", name="paddle")), 2, "error: Paddle 2.6.2 is too old\n"),
     ],
-    ids=["none", "zero", "three", "error", "config", "sigterm", "sigint", "ctrl-c"],
+    ids=["none", "zero", "three", "error", "config", "sigterm", "sigint", "ctrl-c", "paddle"],
 )
 def test_exit_codes_and_lines(main, code, line, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -56,6 +57,8 @@ def test_exit_codes_and_lines(main, code, line, capsys):
 def test_a_programming_error_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         cli.run(lambda: 1 // 0)
+    with pytest.raises(ImportError):
+        cli.run(raising(ImportError("no module", name="something_else")))
 
 
 @pytest.mark.parametrize("flush", ["", "sys.stdout.flush(); "], ids=["at the end", "in main"])

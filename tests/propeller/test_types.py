@@ -40,6 +40,46 @@ def test_run_config_round_trips():
     assert set(config.to_dict()) == {field.name for field in dataclasses.fields(RunConfig)}
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"micro_batches": 0}, "micro_batches must be at least 1, got 0"),
+        ({"micro_batches": -2}, "micro_batches must be at least 1, got -2"),
+        ({"micro_batches": 1.5}, r"micro_batches must be int, got 1\.5 \(float\)"),
+        ({"micro_batches": True}, r"micro_batches must be int, got True \(bool\)"),
+        ({"micro_batches": None}, r"micro_batches must be int, got None"),
+        ({"precision": "half"}, "precision must be one of fp32, fp16, bf16, got 'half'"),
+        ({"precision": 16}, r"precision must be str, got 16 \(int\)"),
+        ({"ema_decay": 0}, r"ema_decay must lie between 0 and 1, got 0\.0"),
+        ({"ema_decay": 1}, r"ema_decay must lie between 0 and 1, got 1\.0"),
+        ({"ema_decay": float("nan")}, "ema_decay must lie between 0 and 1, got nan"),
+        ({"ema_decay": "0.9"}, r"ema_decay must be float or null, got '0\.9' \(str\)"),
+        ({"ema_decay": True}, r"ema_decay must be float or null, got True \(bool\)"),
+        ({"check_numerics": "yes"}, r"check_numerics must be bool, got 'yes' \(str\)"),
+        ({"check_numerics": 2}, r"check_numerics must be bool, got 2 \(int\)"),
+        ({"profile": None}, "profile must be bool, got None"),
+        ({"micro_batch": 2}, "Unknown run_config key 'micro_batch'. Did you mean 'micro_batches'"),
+        ({"ema": 0.9}, "Unknown run_config key 'ema'.*Known keys: .*ema_decay"),
+    ],
+    ids=str,
+)
+def test_methods_that_cannot_be_meant(values, message):
+    with pytest.raises(ConfigError, match=message):
+        RunConfig.from_dict(values)
+
+
+def test_methods_of_training():
+    plain = RunConfig()
+    assert (plain.micro_batches, plain.precision, plain.ema_decay) == (1, "fp32", None)
+    assert (plain.check_numerics, plain.profile) == (False, False)
+    config = RunConfig.from_dict(
+        {"micro_batches": 4.0, "ema_decay": 0.999, "profile": 1, "check_numerics": 0}
+    )
+    assert (config.micro_batches, config.ema_decay) == (4, 0.999)
+    assert (config.profile, config.check_numerics) == (True, False)
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
 def test_hparams_are_a_read_only_mapping():
     values = {"batch_size": 32, "nested": {"a": 1}}
     hparams = HParams(values, seed=3)

@@ -25,7 +25,6 @@ class Job:
     """One training run, as one of its ranks sees it.
 
     Attributes:
-        description: what `run.json` says of it.
         data: what must stay the same while the run goes on: `Dataset.signature` of the training data, and
             the seed of its order; rank 0 has it.
         hooks: of rank 0; none on the others.
@@ -36,7 +35,6 @@ class Job:
     model: Model
     optimizer: paddle.optimizer.Optimizer
     run_config: RunConfig
-    description: Mapping[str, Any]
     train_dataset: Dataset
     data: Sequence[Any]
     eval_datasets: Mapping[str, Dataset]

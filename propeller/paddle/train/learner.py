@@ -20,18 +20,16 @@ from propeller.errors import (
     DataError,
     ExportError,
     Interrupted,
-    NonFiniteLossError,
-    PropellerError,
 )
 from propeller.paddle import distributed
 from propeller.paddle.cpu_training import training_settings
 from propeller.paddle.distributed import Ranks
 from propeller.paddle.runtime import paddle, set_device
-from propeller.paddle.train import loop
+from propeller.paddle.train import loop, saving
 from propeller.paddle.train.checkpoint import Checkpointer, set_weights
 from propeller.paddle.train.evaluation import evaluate
 from propeller.paddle.train.exporter import Exporter, export_bundle
-from propeller.paddle.train.hooks import Hook
+from propeller.paddle.train.hooks import Hook, check_hooks
 from propeller.paddle.train.job import Job
 from propeller.paddle.train.lr_finder import Trial, find_learning_rate
 from propeller.paddle.train.model import Batch, Model, ModelFactory, build_model, to_numpy
@@ -41,14 +39,13 @@ from propeller.paddle.train.reporting import CurvesHook, LoggingHook, ProgressHo
 from propeller.paddle.train.step import StepStrategy, plain_step
 from propeller.paddle.train.warm_start import warm_start
 from propeller.processor import Processor
+from propeller.run_file import write_run_file
 from propeller.types import HParams, RunConfig, RunMode, RunState, WarmStartSetting
 from propeller.version import __version__
 
 log = logging.getLogger("propeller")
 
 PROFILE = "profile"
-# What Paddle's check of every operation says.
-_NOT_FINITE = "There are NAN or INF"
 
 
 class Learner:
@@ -128,32 +125,19 @@ class Learner:
         """
         if exporters and not eval_datasets:
             raise ConfigError("An exporter exports after an evaluation, but there is no evaluation set.")
-        model, ranks, config = self.model, self.ranks, self.run_config
+        ranks, config, _ = self.ranks, self.run_config, self.model  # which sets the device
         precision = Precision.of(config.precision, paddle.get_device())
         profiler = Profiler(config.profile, device=paddle.get_device(), rank=ranks.rank)
-        model_dir = Path(config.model_dir)
         try:
-            with contextlib.ExitStack() as stack:
-                if restart and ranks.is_main:
-                    atomic.set_aside(model_dir)
-                if restart and self._has_weights:
-                    self._model = None  # not on from what this one has learnt
-                    model = self.model
-                if ranks.is_main:
-                    stack.enter_context(atomic.FolderLock(model_dir))
-                    if self._warm_start_setting is not None and not self._checkpointer.steps():
-                        warm_start(model, self._warm_start_setting)  # the other ranks get it from here
-                stack.enter_context(training_settings())
-                stack.enter_context(_checked_numerics(config.check_numerics))
+            with self._opened(restart):
                 job = Job(
-                    model=model,
-                    optimizer=model.optimizer(),
+                    model=self.model,
+                    optimizer=self.model.optimizer(),
                     run_config=config,
-                    description=self._description(),
                     train_dataset=train_dataset,
                     data=self._data_of(train_dataset) if ranks.is_main else [],
                     eval_datasets=eval_datasets or {},
-                    hooks=[*self._own_hooks(), *hooks] if ranks.is_main else [],
+                    hooks=[*_own_hooks(), *hooks] if ranks.is_main else [],
                     exporters=exporters if ranks.is_main else [],
                     checkpointer=self._checkpointer,
                     step_strategy=step_strategy,
@@ -161,19 +145,40 @@ class Learner:
                     precision=precision,
                     profiler=profiler,
                 )
+                check_hooks(job.hooks)
+                state, position = saving.take_up(job)
+                if ranks.is_main:  # not before: a run that is refused leaves no word behind
+                    write_run_file(config.model_dir, self._description(), resumed=state.step > 0)
                 self._has_weights = True
-                state = loop.train(job)
+                try:
+                    state = loop.train(job, state, position)
+                finally:
+                    _show_profile(profiler, Path(config.model_dir) / PROFILE)
                 if job.average is not None:
                     job.average.apply()  # what was evaluated and exported
-                if profiler.enabled and ranks.is_main:
-                    log.info("profile, also in %s:\n%s", model_dir / PROFILE, profiler.table())
-                    profiler.write(model_dir / PROFILE)
                 return state
         except Interrupted:  # agreed on by all
             raise
         except BaseException as error:
             ranks.fail(error)
             raise
+
+    @contextlib.contextmanager
+    def _opened(self, restart: bool) -> Iterator[None]:
+        """Holds `model_dir` for this run, with first weights and what training sets in the process."""
+        model_dir = Path(self.run_config.model_dir)
+        with contextlib.ExitStack() as stack:
+            if restart and self.ranks.is_main:
+                atomic.set_aside(model_dir)
+            if restart and self._has_weights:
+                self._model, self._has_weights = None, False  # not on from what this one has learnt
+            if self.ranks.is_main:
+                stack.enter_context(atomic.FolderLock(model_dir))
+                if self._warm_start_setting is not None and not self._checkpointer.steps():
+                    warm_start(self.model, self._warm_start_setting)  # the other ranks get it from here
+            stack.enter_context(training_settings())
+            stack.enter_context(_checked_numerics(self.run_config.check_numerics))
+            yield
 
     def find_learning_rate(
         self,
@@ -227,10 +232,6 @@ class Learner:
 
     def _data_of(self, dataset: Dataset) -> list[Any]:
         return [*dataset.signature(), {"kind": "order", "seed": self.run_config.seed}]
-
-    @staticmethod
-    def _own_hooks() -> list[Hook]:
-        return [LoggingHook(), ProgressHook(), SummaryHook(), CurvesHook()]
 
     def evaluate(self, eval_dataset: Dataset, *, ckpt: int | None = None) -> dict[str, Any]:
         """Evaluates the live model, or the checkpoint of step `ckpt` (-1: the newest).
@@ -312,25 +313,26 @@ class Learner:
         self._has_weights = True
 
 
+def _own_hooks() -> list[Hook]:
+    return [LoggingHook(), ProgressHook(), SummaryHook(), CurvesHook()]
+
+
 @contextlib.contextmanager
 def _checked_numerics(wanted: bool) -> Iterator[None]:
-    """Has Paddle look at the result of every operation, where `wanted`.
-
-    Raises:
-        NonFiniteLossError: an operation gave NaN or infinity; it is named.
-    """
-    if not wanted:
-        yield
-        return
-    paddle.set_flags({"FLAGS_check_nan_inf": True})
+    """Has Paddle look at the result of every operation, where `wanted`."""
+    if wanted:
+        paddle.set_flags({"FLAGS_check_nan_inf": True})
     try:
         yield
-    except (RuntimeError, OSError, ValueError) as error:
-        if not isinstance(error, PropellerError) and _NOT_FINITE in str(error):
-            raise NonFiniteLossError(f"check_numerics: {str(error).strip().splitlines()[-1]}") from error
-        raise
     finally:
-        paddle.set_flags({"FLAGS_check_nan_inf": False})
+        if wanted:
+            paddle.set_flags({"FLAGS_check_nan_inf": False})
+
+
+def _show_profile(profiler: Profiler, folder: Path) -> None:
+    if profiler.enabled and profiler.rank == 0:
+        log.info("profile, also in %s:\n%s", folder, profiler.table())
+        profiler.write(folder)
 
 
 def train_and_eval(

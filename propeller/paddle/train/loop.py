@@ -1,6 +1,5 @@
 """The training loop, in the order in which things happen.
 
-    resume from the newest whole checkpoint, else start anew
     train_begin
     for each batch:
         step_begin
@@ -28,6 +27,7 @@ import dataclasses
 import logging
 import os
 import random
+import re
 import signal
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -40,17 +40,24 @@ from propeller.paddle.runtime import paddle
 from propeller.paddle.train import saving
 from propeller.paddle.train.checkpoint import schedule_of
 from propeller.paddle.train.evaluation import CutShort, evaluate_all
-from propeller.paddle.train.hooks import Hook, StepResult, check_hooks
+from propeller.paddle.train.hooks import Hook, StepResult
 from propeller.paddle.train.job import Job
 from propeller.paddle.train.step import Step, micro_batches
-from propeller.run_file import write_run_file
 from propeller.types import RunConfig, RunMode, RunState
 
 log = logging.getLogger("propeller")
 
+# What Paddle says of an operation, where check_numerics has it look.
+_NOT_FINITE = re.compile(r"There are NAN or INF .*?\]")
 
-def train(job: Job) -> RunState:
+
+def train(job: Job, state: RunState, position: Any) -> RunState:
     """Trains until the last step, the end of the data, or somebody asks to stop.
+
+    Args:
+        job: the run.
+        state: how far it is; see `saving.take_up`.
+        position: where its data goes on.
 
     Returns:
         The state reached.
@@ -59,14 +66,9 @@ def train(job: Job) -> RunState:
         Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
         NonFiniteLossError: the loss became NaN or infinite.
         DataError: the data is empty or cannot be read.
-        ConfigError: the run began with other data or another model.
         RankError: another rank failed.
     """
-    check_hooks(job.hooks)
     config = job.run_config
-    state, position = saving.take_up(job)
-    if job.ranks.is_main:  # not before: a run that is refused leaves no word behind
-        write_run_file(config.model_dir, job.description, resumed=state.step > 0)
     last = _last_step(config, state)
     error: BaseException | None = None
     reason: str | None = None
@@ -213,13 +215,19 @@ def _step(job: Job, state: RunState, columns: Mapping[str, Any]) -> StepResult:
     )
     try:
         loss = job.step_strategy(step)
-    except FloatingPointError as error:
+    except (FloatingPointError, RuntimeError) as error:
+        found = _NOT_FINITE.search(str(error))
+        if not isinstance(error, FloatingPointError) and found is None:
+            raise
         saved = job.checkpointer.steps()
         kept = job.checkpointer.path(saved[-1]) if saved else "none was saved yet"
+        what = error if found is None else found[0]
+        more = (
+            "" if config.check_numerics else "; check_numerics in the run configuration names the operation"
+        )
         raise NonFiniteLossError(
-            f"{error} at step {state.step + 1} (learning rate {learning_rate:.3g}). "
-            f"Last good checkpoint: {kept}. Try a lower learning rate, or look at that batch; "
-            "check_numerics in the run configuration names the operation."
+            f"{what} at step {state.step + 1} (learning rate {learning_rate:.3g}). Last good checkpoint: "
+            f"{kept}. Try a lower learning rate, or look at that batch{more}."
         ) from error
     with profiler.span("optimizer"):
         schedule = schedule_of(optimizer)

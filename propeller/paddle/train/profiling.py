@@ -58,8 +58,8 @@ class Profiler:
         warmup_steps: int = 2,
         clock: Callable[[], int] = time.perf_counter_ns,
     ):
-        self.enabled = enabled
-        self._device, self._rank, self._warmup_steps, self._clock = device, rank, warmup_steps, clock
+        self.enabled, self.rank = enabled, rank
+        self._device, self._warmup_steps, self._clock = device, warmup_steps, clock
         self._wait = None if device.partition(":")[0] == "cpu" else paddle.device.synchronize
         self._inner: list[int] = []  # for each open span, the time of the spans within it
         self._outside_depth = 0
@@ -159,7 +159,7 @@ class Profiler:
                     total = self._outside[name]
                     each = f"{total / 1e6 / times:.3f}"
                     lines.append(_line(name, f"{total / 1e9:.3f}", each, str(times)))
-        lines += ["", f"rank {self._rank} on {self._device}: {steps} steps, without the first "
+        lines += ["", f"rank {self.rank} on {self._device}: {steps} steps, without the first "
                   f"{min(self._steps, self._warmup_steps)}, which warm up."]  # fmt: skip
         if self._wait is not None:
             lines.append(
@@ -176,14 +176,14 @@ class Profiler:
         Source: the Trace Event Format of the Catapult project, "JSON Object Format", "Complete Events"
         and "Metadata Events": `ts` and `dur` in microseconds, one row for each `pid` and `tid`.
         """
-        process = {"name": "process_name", "ph": "M", "pid": self._rank, "tid": 0}
+        process = {"name": "process_name", "ph": "M", "pid": self.rank, "tid": 0}
         events = [
             {"name": name, "cat": "train", "ph": "X", "ts": started / 1000, "dur": duration / 1000,
-             "pid": self._rank, "tid": 0, "args": args}
+             "pid": self.rank, "tid": 0, "args": args}
             for name, started, duration, args in sorted(self._events, key=lambda event: (event[1], -event[2]))
         ]  # fmt: skip
         return {
-            "traceEvents": [{**process, "args": {"name": f"rank {self._rank} ({self._device})"}}, *events],
+            "traceEvents": [{**process, "args": {"name": f"rank {self.rank} ({self._device})"}}, *events],
             "displayTimeUnit": "ms",
             "otherData": {
                 "warmup_steps_left_out": self._warmup_steps,

@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
+import re
+import shutil
 import signal
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 import propeller.paddle as propeller
 from propeller import atomic, cli, launch, manifest
 from propeller.data import Dataset
 from propeller.errors import DataError
-from propeller.metrics import AUC, F1, Acc, Pearson, Spearman
+from propeller.metrics import AUC, F1, Acc, Metric, Pearson, Spearman
 from propeller.paddle import distributed, optimization
 from propeller.paddle.runtime import paddle
-from propeller.paddle.train import checkpoint, reporting
+from propeller.paddle.train import reporting
+from propeller.paddle.train.learner import Learner
 from propeller.paddle.train.adversarial import Fgm
 from propeller.paddle.train.step import plain_step
+
+import safetensors.paddle  # isort: skip  (imports Paddle by itself)
 
 
 def main(rank, addresses, pipe, log, job, arguments):
@@ -37,9 +46,22 @@ def main(rank, addresses, pipe, log, job, arguments):
         task = {"type": "worker", "index": rank - 1} if rank else {"type": "chief", "index": 0}
         os.environ["PROPELLER_DISCONFIG"] = json.dumps({"cluster": cluster, "task": task})
         launch.apply_disconfig()
+    if rank:
+        _await_listener(int(addresses[0].rpartition(":")[2]))
     reporting.draw_curves = lambda lines, path: None  # takes longer than all else
+    tqdm.set_lock(threading.RLock())  # its own would be a semaphore that a kill leaves behind
     cli.setup_logging()
     cli.run(lambda: pipe.send(("result", globals()[job](lambda *event: pipe.send(event), **arguments))))
+
+
+def _await_listener(port):
+    """Waits for rank 0: Paddle, which comes too early, tries again after 3 s only."""
+    tables = [Path("/proc/net/tcp"), Path("/proc/net/tcp6")]
+    listening = re.compile(rf":{port:04X} \S+ 0A ")  # the state of one that listens
+    while all(table.exists() for table in tables) and not any(
+        listening.search(table.read_text()) for table in tables
+    ):
+        time.sleep(0.01)
 
 
 # Training.
@@ -70,7 +92,7 @@ class Bags(propeller.Model):
         ids, row = features["input_ids"], features["row"]
         words = self.table(ids)
         if self.training:
-            self.seen += row.tolist()
+            self.seen.append(row.tolist())
             self.masks.append(self.dropout(paddle.ones([64])).numpy().astype(bool).tolist())
         if self.hparams.get("loss") == "words":
             return {"logits": self.out(self.norm(words)), "ids": ids}
@@ -100,24 +122,31 @@ class Bags(propeller.Model):
         )
 
     def metrics(self):
-        return {
-            "acc": Acc(),
-            "f1": F1(),
-            **{kind.__name__.lower(): LabelsOnly(kind("score")) for kind in (AUC, Pearson, Spearman)},
-        } | ({"acc": LabelsOnly(Acc()), "f1": LabelsOnly(F1())})
+        kinds = {"acc": Acc(), "f1": F1(), "auc": AUC("score"), "pearson": Pearson("score"),
+                 "spearman": Spearman("score")}  # fmt: skip
+        return {name: OfLabel(metric) for name, metric in kinds.items()}
 
 
-class LabelsOnly:
-    """A metric that gets the label column alone."""
+class OfLabel(Metric):
+    """A metric of the column `label` alone."""
 
     def __init__(self, metric):
         self._metric = metric
-        self.reset, self.compute, self.state, self.merge = (
-            metric.reset, metric.compute, metric.state, metric.merge
-        )  # fmt: skip
 
     def update(self, predictions, labels, features):
         self._metric.update(predictions, labels["label"], features)
+
+    def reset(self):
+        self._metric.reset()
+
+    def compute(self):
+        return self._metric.compute()
+
+    def state(self):
+        return self._metric.state()
+
+    def merge(self, state):
+        self._metric.merge(state)
 
 
 def rows(count, seed=1):
@@ -127,7 +156,9 @@ def rows(count, seed=1):
     for number in range(count):
         ids = rng.integers(1, 50, size=rng.integers(3, 12), dtype=np.int64)
         label = int((ids % 2 == 0).mean() > 0.5)
-        found.append({"input_ids": ids, "row": number, "label": label, "weight": (1.0, 0.0, 0.5, 0.0)[number % 4]})
+        found.append(
+            {"input_ids": ids, "row": number, "label": label, "weight": (1.0, 0.0, 0.5, 0.0)[number % 4]}
+        )
     return found
 
 
@@ -149,7 +180,7 @@ def dataset(kind="padded", count=256):
 def learner_of(model_dir, hparams=None, **config):
     """A learner of the toy task whose last step is 20, unless that is said otherwise."""
     values = {"max_steps": 20, "eval_steps": 1000, "log_steps": 10, "device": "cpu", **config}
-    return propeller.Learner(Bags, propeller.RunConfig(model_dir=str(model_dir), **values), hparams)
+    return Learner(Bags, propeller.RunConfig(model_dir=str(model_dir), **values), hparams)
 
 
 def weights(learner):
@@ -187,37 +218,43 @@ class Recorder(propeller.Hook):
     def eval_end(self, state, results):
         return self.act("eval_end", state)
 
-    def checkpoint_saved(self, state, path):
-        self.act("checkpoint_saved", state)
+    def train_end(self, state, error):
+        self.act("train_end", state)
 
 
-def train(report, model_dir, *, data=None, hparams=None, dev=False, act=None, broken=None, kill=None, **config):
-    """Trains once.
+def train(report, model_dir, *, data=None, hparams=None, act=None, broken=None, export=False, kill=None,
+          **config):  # fmt: skip
+    """Trains once, with an evaluation set.
 
     Args:
-        dev: evaluate, too.
-        act: `(event, step, answer)`: what a hook does then: answers, reports ("report") or waits ("wait").
+        act: `(event, step, answer)`: what a hook answers then, at any step if that is None. "wait" waits to be
+            killed, "SIGTERM" sends that to its own process.
         broken: `(rank, step)`: where the data fails.
-        kill: how this process ends itself; see `_ends_itself`.
+        export: has an exporter that fails at step 4.
+        kill: `(rank, how, when)`: how a rank ends; see `_killed`.
     """
     learner = learner_of(model_dir, hparams, **config)
+    rank = learner.ranks.rank
+    report("pid", os.getpid())
 
     def do(event, state):
         if event == "step_end":
             report("step", state.step)
-        if act is not None and (event, state.step) == tuple(act[:2]):
+        if act is not None and event == act[0] and act[1] in (None, state.step):
+            if act[2] == "SIGTERM":
+                os.kill(os.getpid(), signal.SIGTERM)
             if act[2] == "wait":
-                report("waiting", os.getpid())
+                report("held", os.getpid())
                 signal.pause()
             return act[2]
 
     batches = dataset(**(data or {}))
-    if broken is not None and broken[0] == learner.ranks.rank:
+    if broken is not None and broken[0] == rank:
         batches = batches.map(_failing_at(broken[1]))
-    with _ends_itself(report, **kill) if kill else contextlib.nullcontext():
+    with _killed(report, *kill[1:]) if kill and kill[0] == rank else contextlib.nullcontext():
         state = learner.train(
-            batches, hooks=[Recorder(do)], eval_datasets={"dev": dev_set()} if dev else None,
-            exporters=[FailingExporter()] if dev == "failing export" else [],
+            batches, hooks=[Recorder(do)], eval_datasets={"dev": dev_set()},
+            exporters=[FailingExporter()] if export else [],
         )  # fmt: skip
     return {
         "step": state.step,
@@ -229,7 +266,7 @@ def train(report, model_dir, *, data=None, hparams=None, dev=False, act=None, br
 
 
 def _failing_at(step):
-    count = iter(range(1, 1 << 30))
+    count = itertools.count(1)
 
     def check(batch):
         if next(count) >= step:
@@ -250,47 +287,51 @@ class FailingExporter(propeller.Exporter):
             raise OSError("no room for the export")
 
 
+# Where a save can be held: the function, which of its arguments is the path, whether it is held after it.
+PLACES = {
+    "weights": (safetensors.paddle, "save_file", 1, False),
+    "manifest": (manifest, "write", 0, False),
+    "sync": (atomic, "_sync", 0, False),
+    "rename": (Path, "rename", 0, False),
+    "renamed": (Path, "rename", 0, True),
+    "removal": (shutil, "rmtree", 0, False),
+    "half removed": (os, "rmdir", 0, False),
+}
+
+
 @contextlib.contextmanager
-def _ends_itself(report, *, after_s=None, at=None, count=1):
-    """Has this process killed: after some seconds, or by the test when a save has come to a certain place.
+def _killed(report, how, when):
+    """Has this process killed.
 
     Args:
-        after_s: after so long.
-        at: the place, a name in `_PLACES`.
-        count: the how-manieth time it comes there.
+        how: `seconds`: by itself, while all goes on; `step`: by the test, which gets to know the step; a name
+            in `PLACES`: by the test, when a save is held there.
+        when: after so many seconds; or the how-manieth time it comes there.
     """
-    if after_s is not None:
-        timer = threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGKILL))
+    if how == "seconds":
+        timer = threading.Timer(when, os.kill, (os.getpid(), signal.SIGKILL))
         timer.daemon = True
         timer.start()
         yield
         timer.cancel()
-        return
-    owner, name = _PLACES[at]
-    before, numbers = getattr(owner, name), iter(range(1, 1 << 30))
+    elif how == "step":
+        yield
+    else:
+        owner, name, of_path, after = PLACES[how]
+        original, count = getattr(owner, name), itertools.count(1)
 
-    @functools.wraps(before)
-    def held(*args, **options):
-        # Renames and removals of whole checkpoints; those of other files do not count.
-        if owner not in (os, atomic) or "step_" in str(args[0]):
-            if next(numbers) == count:
-                report("held", at)
+        @functools.wraps(original)
+        def held(*args, **options):
+            hold = "step_" in str(args[of_path]) and next(count) == when
+            found = original(*args, **options) if after or not hold else None
+            if hold:
+                report("held", os.getpid())
                 signal.pause()
-        return before(*args, **options)
+            return found
 
-    setattr(owner, name, held)
-    yield
-    setattr(owner, name, before)
-
-
-_PLACES = {
-    "weights": (checkpoint.safetensors.paddle, "save_file"),
-    "manifest": (manifest, "write"),
-    "sync": (atomic, "_sync"),
-    "rename": (checkpoint.Path, "rename"),
-    "removal": (checkpoint.shutil, "rmtree"),
-    "state": (checkpoint.atomic, "to_json"),
-}
+        setattr(owner, name, held)
+        yield
+        setattr(owner, name, original)
 
 
 def dev_set(count=100):

@@ -40,11 +40,10 @@ def run(toy, train_data, dev_data):
     ("settings", "strategy"),
     [
         ({"ema_decay": 0.9}, plain_step),
-        ({"micro_batches": 3}, plain_step),
         ({}, Fgm("table.*", 0.5)),
         ({"ema_decay": 0.9, "micro_batches": 3}, Fgm("table.*", 0.5)),
     ],
-    ids=["ema", "micro-batches", "fgm", "all"],
+    ids=["ema", "fgm", "all"],
 )
 def test_resume_is_exact(run, run_config, metrics_of, settings, strategy):
     straight, resumed = (run_config(name, **settings) for name in ("straight", "resumed"))
@@ -120,9 +119,9 @@ def test_training_does_not_see_the_averages(run, run_config, assert_same_bits):
         ("with", {"ema_decay": 0.9}),
         ("often", {"ema_decay": 0.9, "eval_steps": 7}),
     ):
-        config = run_config(name, **settings)
+        config = run_config(name, max_steps=20, **settings)
         run(config)
-        tensors = load_checkpoint(folder_of(config, 60)).model
+        tensors = load_checkpoint(folder_of(config, 20)).model
         weights.append({key: tensor.numpy() for key, tensor in tensors.items()})
     assert_same_bits(weights[0], weights[1])
     assert_same_bits(weights[0], weights[2])
@@ -130,13 +129,13 @@ def test_training_does_not_see_the_averages(run, run_config, assert_same_bits):
 
 def test_a_learner_with_averages_trains_on(run, run_config, toy, train_data, dev_data):
     """From the trained weights, though the live model held the averages in between."""
-    straight, resumed = run_config("straight", ema_decay=0.9), run_config("resumed", ema_decay=0.9)
+    straight, resumed = (run_config(name, max_steps=20, ema_decay=0.9) for name in ("straight", "resumed"))
     run(straight)
-    learner = propeller.Learner(toy, dataclasses.replace(resumed, run_steps=30), HPARAMS)
+    learner = propeller.Learner(toy, dataclasses.replace(resumed, run_steps=10), HPARAMS)
     for _ in range(2):
         learner.train(train_data, eval_datasets={"dev": dev_data})
     for file in ("model.safetensors", "average.safetensors", "optimizer.safetensors", "state.json"):
-        one, two = (folder_of(config, 60) / file for config in (straight, resumed))
+        one, two = (folder_of(config, 20) / file for config in (straight, resumed))
         assert one.read_bytes() == two.read_bytes(), file
 
 
@@ -149,9 +148,6 @@ def test_the_averages_are_switched_on_and_off(run, run_config, caplog, weights_o
     assert "run_config.ema_decay: None -> 0.9" in caplog.text
     begun, after = (load_checkpoint(folder_of(config, step)) for step in (10, 20))
     assert (begun.average, begun.average_updates, after.average_updates) == ({}, 0, 10)
-    # Ten updates from the weights of step 10 leave them a share of 0.1 * 2/11 * ... * 10/19.
-    share = np.prod([(1 + t) / (10 + t) for t in range(10)])
-    assert share < 1e-3
     for name in TRAINED:
         latest, first, average = (
             tensors[name].numpy() for tensors in (after.model, begun.model, after.average)

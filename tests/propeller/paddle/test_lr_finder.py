@@ -78,7 +78,7 @@ def test_a_run_after_it_is_the_run_without_it(toy, run_config, train_data, weigh
     for name in ("without", "with"):
         learner = propeller.Learner(toy, run_config(name, max_steps=5), {"dropout": 0.3})
         if name == "with":
-            learner.find_learning_rate(train_data)
+            learner.find_learning_rate(train_data, num_steps=40)
         learner.train(train_data)
         weights.append(weights_of(learner.model))
     assert_same_bits(*weights)
@@ -122,7 +122,7 @@ def test_a_trace_is_removed_after_an_error_too(toy, run_config, train_data, weig
 
 
 def test_it_suggests_what_learns(trial, toy, run_config, train_data, dev_data):
-    found = trial()
+    found = trial(num_steps=100)
     assert 1e-3 < found.suggestion < 1.0
     losses = []
     for factor in (1e-3, 1.0):
@@ -162,8 +162,8 @@ def test_it_stops_when_it_diverges(toy, trial):
     class Sgd(toy):
         optimizer = sgd
 
-    found = trial(Sgd, highest=1e6, num_steps=200)
-    assert 10 < len(found.rates) < 200
+    found = trial(Sgd, highest=1e6, num_steps=100)
+    assert 10 < len(found.rates) < 100
     assert found.losses[-1] > 4 * min(found.losses)
     assert found.suggestion < found.rates[-1] / 10
 
@@ -185,7 +185,7 @@ def test_a_loss_that_becomes_nan_ends_it(toy, trial):
             total, weight = super().loss(predictions, labels)
             return total * (np.nan if self.out.bias.abs().max().item() > 0.01 else 1.0), weight
 
-    found = trial(Fragile)
+    found = trial(Fragile, num_steps=60)
     assert found.losses[-1] == np.inf and np.isfinite(found.losses[:-1]).all()
     assert found.suggestion < found.rates[-1]
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from propeller.errors import CheckpointError, ConfigError, FloatingPointError
+from propeller.errors import CheckpointError, ConfigError
 from propeller.paddle.runtime import paddle
 from propeller.paddle.train import precision as module
 from propeller.paddle.train.precision import Precision

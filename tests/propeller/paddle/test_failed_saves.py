@@ -1,0 +1,156 @@
+"""A disk that is full or cannot be written: the error names the folder, what was saved before stays."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import propeller.paddle as propeller
+from propeller.errors import CheckpointError
+from propeller.paddle.train.checkpoint import Checkpointer, load_checkpoint
+
+HPARAMS = {"dropout": 0.3}
+resource = pytest.importorskip("resource")  # Windows has none
+
+
+def folder_of(config, step):
+    return Path(config.model_dir) / "checkpoints" / f"step_{step:08d}"
+
+
+def names_in(config):
+    """All there is in the folder of checkpoints, hidden ones included."""
+    return sorted(path.name for path in (Path(config.model_dir) / "checkpoints").iterdir())
+
+
+CHILD = """
+import importlib.util, json, resource, sys
+spec = importlib.util.spec_from_file_location("toy_of_test", sys.argv[1])
+toy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(toy)
+import propeller.paddle as propeller
+from propeller import cli
+
+class Full(propeller.Hook):
+    '''From the first checkpoint on no file can grow beyond a limit.'''
+    name = "full"
+    def checkpoint_saved(self, state, path):
+        limit = int(sys.argv[3])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+def main():
+    config = propeller.RunConfig.from_dict(json.loads(sys.argv[2]))
+    learner = propeller.Learner(toy.Bags, config, {"dropout": 0.3})
+    learner.train(toy.make_train_data(), hooks=[Full()])
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
+def test_a_disk_that_is_full(toy, run_config, train_data, tmp_path, root, file, weights_of, assert_same_bits):
+    """A real one in a real process: the system refuses to let the file grow (EFBIG)."""
+    config = run_config(max_steps=6, save_steps=2)
+    straight = dataclasses.replace(config, model_dir=str(tmp_path / "straight"))
+    undisturbed = propeller.Learner(toy, straight, HPARAMS)
+    undisturbed.train(train_data)
+    limit = (folder_of(straight, 2) / file).stat().st_size - 1
+    script = tmp_path / "child.py"
+    script.write_text(CHILD, "utf-8")
+    toy_file = Path(__file__).with_name("conftest.py")
+    child = subprocess.run(
+        [sys.executable, script, toy_file, json.dumps(config.to_dict()), str(limit)],
+        capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])},
+    )  # fmt: skip
+    assert child.returncode == 1, child.stderr
+    error = child.stderr.splitlines()[-1]
+    assert error.startswith(f"error: Could not save {folder_of(config, 4)}: ")
+    assert "File too large" in error and error.endswith("Earlier checkpoints are untouched.")
+    assert "Traceback" not in child.stderr
+    assert names_in(config) == ["step_00000002"], "and nothing half-written beside it"
+    latest = Checkpointer(config.model_dir, 3).load_latest()
+    assert latest is not None and latest.state.step == 2
+    learner = propeller.Learner(toy, config, HPARAMS)
+    assert learner.train(train_data).step == 6
+    assert_same_bits(weights_of(learner.model), weights_of(undisturbed.model))
+
+
+@pytest.fixture
+def saved(toy, run_config, train_data):
+    """A run with one checkpoint, of step 2, and that checkpoint."""
+    config = run_config(max_steps=4, save_steps=2)
+    propeller.Learner(toy, dataclasses.replace(config, run_steps=2), HPARAMS).train(train_data)
+    return config, load_checkpoint(folder_of(config, 2))
+
+
+def full(*args, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def read_only(*args, **options):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+@pytest.mark.parametrize(
+    ("place", "failure", "said"),
+    [
+        ("os.fsync", full, "No space left on device"),
+        ("safetensors.paddle.save_file", full, "No space left on device"),
+        ("propeller.manifest.write", full, "No space left on device"),
+        ("pathlib.Path.rename", read_only, "Read-only file system"),
+        ("tempfile.mkdtemp", read_only, "Read-only file system"),
+    ],
+)
+def test_a_save_that_fails_anywhere(saved, toy, train_data, monkeypatch, place, failure, said):
+    """Where the save of a later step breaks off, or that of the same step once more."""
+    config, checkpoint = saved
+    for step in (2, 4):
+        state = dataclasses.replace(checkpoint.state, step=step)
+        with monkeypatch.context() as patch:
+            patch.setattr(place, failure)
+            with pytest.raises(CheckpointError) as caught:
+                Checkpointer(config.model_dir, 3).save(dataclasses.replace(checkpoint, state=state))
+        assert str(folder_of(config, step)) in str(caught.value) and said in str(caught.value)
+        assert names_in(config) == ["step_00000002"]
+        assert load_checkpoint(folder_of(config, 2)).state == checkpoint.state
+    assert propeller.Learner(toy, config, HPARAMS).train(train_data).step == 4
+
+
+def test_the_same_step_once_more_takes_the_place(saved):
+    config, checkpoint = saved
+    (folder_of(config, 2) / "left.txt").write_text("of the first")
+    checkpoints = Checkpointer(config.model_dir, 3)
+    checkpoints.save(dataclasses.replace(checkpoint, state=dataclasses.replace(checkpoint.state, tokens=7)))
+    assert names_in(config) == ["step_00000002"]
+    assert not (folder_of(config, 2) / "left.txt").exists()
+    assert checkpoints.load(2).state.tokens == 7
+
+
+def test_a_file_where_the_folder_of_checkpoints_should_be(toy, run_config, train_data):
+    config = run_config(max_steps=2)
+    Path(config.model_dir).mkdir()
+    (Path(config.model_dir) / "checkpoints").write_text("in the way")
+    with pytest.raises(CheckpointError, match=r"Could not save .*checkpoints/step_00000002: .*File exists"):
+        propeller.Learner(toy, config).train(train_data)
+    assert (Path(config.model_dir) / "checkpoints").read_text() == "in the way"
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written(saved, toy, train_data):
+    config, _ = saved
+    checkpoints = folder_of(config, 2).parent
+    checkpoints.chmod(0o500)
+    try:
+        with pytest.raises(CheckpointError, match=r"Could not save .*step_00000004: .*Permission denied"):
+            propeller.Learner(toy, config, HPARAMS).train(train_data)
+    finally:
+        checkpoints.chmod(0o700)
+    assert names_in(config) == ["step_00000002"]
+    assert propeller.Learner(toy, config, HPARAMS).train(train_data).step == 4
