@@ -211,7 +211,7 @@ BAD = {
     "near miss in run_config": ({"run_config": {"eval_step": 1}}, 2, "Did you mean 'eval_steps'"),
     "wrong type": ({"hparam": {"learning_rate": "5e-5"}}, 2, "learning_rate must be a number, got '5e-5'"),
     "no such schedule": ({"hparam": {"lr_schedule": "line"}}, 2, "Did you mean 'linear'"),
-    "fp16": ({"hparam": {"use_fp16": 1}}, 2, "use_fp16 is set"),
+    "fp16": ({"hparam": {"use_fp16": 1}}, 2, "precision fp16 needs a GPU"),
     "no batch": ({"hparam": {"batch_size": 0}}, 2, "batch_size must be a whole number of at least 1"),
     "no length": ({"run_config": {"max_steps": None}}, 2, "Set max_steps in --run_config, or num_epochs"),
     "wrong epochs": (

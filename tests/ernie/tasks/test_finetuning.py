@@ -22,8 +22,8 @@ from ernie.tasks.finetuning import (
     check_hparams,
     resolve_model,
     warm_start_setting,
-    with_max_steps,
     whole_batch,
+    with_max_steps,
     with_precision,
 )
 from ernie.tasks.training import Training
