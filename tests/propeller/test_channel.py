@@ -172,7 +172,7 @@ class TestStrangers:
             Channel.listen("127.0.0.1", 2, KEY, lambda port: None)
 
 
-# One rank: rank 0 prints its port, the others are told it. A victim waits for its end, the others wait for it.
+# One rank: rank 0 prints its port, the others are told it. One waits for its end, the others wait for it.
 RANK = """
 import signal, sys
 from propeller.channel import Channel

@@ -321,6 +321,10 @@ def _catch_signals(*, once: bool) -> Iterator[list[int]]:
         signal.signal(number, note)
     try:
         yield caught
+    except Interrupted:
+        if not once:  # the launcher repeats its signal until every rank has ended
+            previous = dict.fromkeys(previous, signal.SIG_IGN)
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -184,11 +184,12 @@ class Ranks:
         main: what each does, `rank_jobs.main`.
         folder: for their logs.
         size: how many.
-        job: a function's name in `rank_jobs`.
+        job: a function's name, see `rank_jobs`.
         arguments: the function's.
     """
 
-    limit_s = 60
+    # How long a rank may be silent; and how long all may take to end, when one has failed or all are done.
+    silence_s, end_s = 60, 15
 
     def __init__(self, context, main, folder, size, job, arguments):
         sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(size)]
@@ -210,7 +211,7 @@ class Ranks:
     def next(self, rank, wanted):
         """Waits until the rank reports `wanted`; returns what with. Other reports are passed over."""
         while True:
-            assert self._pipes[rank].poll(self.limit_s), f"rank {rank} is silent: {self._all_logs()}"
+            assert self._pipes[rank].poll(self.silence_s), f"rank {rank} is silent: {self._all_logs()}"
             try:
                 event, *more = self._pipes[rank].recv()
             except EOFError:
@@ -227,7 +228,7 @@ class Ranks:
     def codes(self):
         """Waits for all; their exit codes, None for one that has not ended."""
         for process in self.processes:
-            process.join(self.limit_s)
+            process.join(self.end_s)
         return [process.exitcode for process in self.processes]
 
     def log(self, rank):
@@ -268,10 +269,10 @@ def fork_ranks():
         forkserver.ensure_running()
         import rank_jobs
 
-        def fork(folder, size, job, /, **arguments):
-            return Ranks(context, rank_jobs.main, folder, size, job, arguments)
+    def fork(folder, size, job, /, **arguments):
+        return Ranks(context, rank_jobs.main, folder, size, job, arguments)
 
-        yield fork
+    return fork
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """What the ranks of the tests do. Each is a process of its own, forked from one that has loaded Paddle.
 
-A job is a function here: `job(report, **arguments)`. What it returns, and what it reports before, the test
-gets by rank.
+A job is a function here or in `rank_exchanges`: `job(report, **arguments)`. What it returns, and what it
+reports before, the test gets by rank.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import rank_exchanges
 from tqdm import tqdm
 
 import propeller.paddle as propeller
@@ -29,8 +30,8 @@ from propeller.metrics import AUC, F1, Acc, Metric, Pearson, Spearman
 from propeller.paddle import distributed, optimization
 from propeller.paddle.runtime import paddle
 from propeller.paddle.train import reporting
-from propeller.paddle.train.learner import Learner
 from propeller.paddle.train.adversarial import Fgm
+from propeller.paddle.train.learner import Learner
 from propeller.paddle.train.step import plain_step
 
 import safetensors.paddle  # isort: skip  (imports Paddle by itself)
@@ -51,7 +52,11 @@ def main(rank, addresses, pipe, log, job, arguments):
     reporting.draw_curves = lambda lines, path: None  # takes longer than all else
     tqdm.set_lock(threading.RLock())  # its own would be a semaphore that a kill leaves behind
     cli.setup_logging()
-    cli.run(lambda: pipe.send(("result", globals()[job](lambda *event: pipe.send(event), **arguments))))
+    cli.run(lambda: pipe.send(("result", _job(job)(lambda *event: pipe.send(event), **arguments))))
+
+
+def _job(name):
+    return getattr(rank_exchanges, name, None) or globals()[name]
 
 
 def _await_listener(port):
@@ -62,9 +67,6 @@ def _await_listener(port):
         listening.search(table.read_text()) for table in tables
     ):
         time.sleep(0.01)
-
-
-# Training.
 
 
 class Bags(propeller.Model):
@@ -227,8 +229,8 @@ def train(report, model_dir, *, data=None, hparams=None, act=None, broken=None, 
     """Trains once, with an evaluation set.
 
     Args:
-        act: `(event, step, answer)`: what a hook answers then, at any step if that is None. "wait" waits to be
-            killed, "SIGTERM" sends that to its own process.
+        act: `(event, step, answer)`: what a hook answers then, at any step if that is None. "wait" waits to
+            be killed, "SIGTERM" sends that to its own process.
         broken: `(rank, step)`: where the data fails.
         export: has an exporter that fails at step 4.
         kill: `(rank, how, when)`: how a rank ends; see `_killed`.
@@ -350,97 +352,3 @@ def evaluate_all(report, cases):
         except DataError as error:
             found.append(str(error))
     return found
-
-
-# Exchanges.
-
-
-def exchange_values(report):
-    """What is exchanged besides gradients."""
-    ranks = distributed.join("cpu")
-    own = ranks.rank
-    tensors = [
-        paddle.full([3, 2], own + 1.5),
-        paddle.full([], own + 2.5),
-        paddle.full([4], own + 3, "int64"),
-        paddle.arange(6, dtype="float32").reshape([2, 3]).t() + own,
-    ]
-    ranks.broadcast_tensors(tensors)
-    total = paddle.full([2], own + 1.0)
-    arrays = {
-        "rows": np.arange(own * 3, dtype=np.int64).reshape(own, 3),
-        "none": np.zeros((0, 4), np.float32),
-        "turned": np.arange(6.0).reshape(2, 3).T + own,
-        "yes": np.array([own == 1]),
-    }
-    ranks.wait()
-    return {
-        "self": (ranks.rank, ranks.size, ranks.is_main, distributed.join("cpu") is ranks),
-        "sum": ranks.sum([0.1 * (own + 1), 1e16 if own == 0 else 1.0, -1e16 * (own == ranks.size - 1)]),
-        "max": ranks.max([own, -own, 2**62 + own]),
-        "gather": ranks.gather(arrays),
-        "broadcast": ranks.broadcast({"of": own, "text": "größe", "nothing": None}),
-        "tensors": [tensor.numpy() for tensor in tensors],
-        "sum_tensor": ranks.sum_tensor(total).numpy(),
-        "its argument": total.numpy(),
-    }
-
-
-def sum_gradients(report, cases):
-    """Sums gradients in pieces of so many bytes, tables being what has so many rows.
-
-    Args:
-        cases: (bytes, rows, shapes, for each rank the places without a gradient, the rows of each 2-d
-            gradient that are not zero).
-    """
-    found = []
-    ranks = distributed.join("cpu")
-    for piece_bytes, table_rows, shapes, missing, touched in cases:
-        distributed._PIECE_BYTES, distributed._TABLE_ROWS = piece_bytes, table_rows
-        own = gradients(ranks.rank, shapes, missing, touched)
-        parameters = [paddle.create_parameter(shape, "float32") for shape in shapes]
-        for parameter, gradient in zip(parameters, own, strict=True):
-            parameter.grad = None if gradient is None else paddle.to_tensor(gradient)
-        ranks.sum_gradients(parameters, 0.125)
-        found.append([parameter.grad.numpy() for parameter in parameters])
-    return found
-
-
-def gradients(rank, shapes, missing, touched):
-    """The gradients of a rank: small whole numbers, whose sums are exact."""
-    rng = np.random.default_rng(rank)
-    found = []
-    for place, shape in enumerate(shapes):
-        values = rng.integers(-8, 9, shape).astype(np.float32)
-        if touched is not None and len(shape) == 2:
-            keep = np.zeros(shape[0], bool)
-            keep[touched[rank]] = True
-            values = np.where(keep[:, None], values, np.float32(0))
-        found.append(None if place in missing[rank] else values)
-    return found
-
-
-def fail_in_the_middle(report, victim, how):
-    """One rank ends while the others sum gradients."""
-    ranks = distributed.join("cpu")
-    parameter = paddle.create_parameter([1000], "float32")
-    parameter.grad = paddle.ones([1000])
-    if ranks.rank == victim:
-        ranks.wait()
-        if how == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        error = DataError("a label is 7", path="train.tsv", line=3)
-        ranks.fail(error)
-        raise error
-    ranks.sum_gradients([parameter], 1.0)
-
-
-def wait_long(report, seconds):
-    """Rank 1 comes late, later than gloo waits."""
-    ranks = distributed.join("cpu")
-    parameter = paddle.create_parameter([3], "float32")
-    parameter.grad = paddle.ones([3])
-    if ranks.rank == 1:
-        threading.Event().wait(seconds)
-    ranks.sum_gradients([parameter], 1.0)
-    return parameter.grad.tolist()

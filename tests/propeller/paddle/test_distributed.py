@@ -56,7 +56,7 @@ CASES = {
 
 @pytest.mark.parametrize("size", SIZES)
 def test_gradients(start_ranks, size):
-    from rank_jobs import gradients
+    from rank_exchanges import gradients
 
     results = start_ranks(size, "sum_gradients", cases=list(CASES.values())).results()
     for number, (name, (_, _, shapes, missing, touched)) in enumerate(CASES.items()):
