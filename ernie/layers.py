@@ -6,9 +6,9 @@ Some of Paddle's CPU kernels are slow where the library can do better by another
 |---|---|---|---|
 | sum of rows (the gradient of a bias) | `[4096, 1536]` | 43 ms | 0.6 ms: a product with a row of ones |
 | adding a row to each row (bias) | `[4096, 1536]` | 4 ms | 2 ms: within the product (`addmm`) |
-| backward of the layer norm | `[4096, 384]` | 15 ms | 3 ms |
+| backward of the layer norm | `[4096, 384]` | 15 ms | 7 ms |
 | forward and backward of GELU | `[4096, 1536]` | 34 ms | 20 ms |
-| transposing heads, with the copy it entails | `[32, 128, 12, 32]` | 16 ms | 0.3 ms: by `einsum` |
+| transposing heads, with the copy that follows | `[32, 128, 12, 32]` | 16 ms | 0.3 ms: by `einsum` |
 
 and dropout draws its random numbers one by one. So in eager training on a CPU these layers bring a backward
 of their own. In evaluation, in static graphs (export), on other devices and with frozen parameters they do

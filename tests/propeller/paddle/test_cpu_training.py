@@ -30,7 +30,7 @@ def flushed() -> bool:
     # Compared as bits: a comparison of numbers would take denormals for zero itself.
     zeros = [not product.numpy().view(np.int32).any() for product in products]
     whole = [product.numpy().view(np.int32).all() for product in products]
-    assert all(zeros) or all(whole), "some threads flush denormals, others do not"
+    assert all(zeros) or all(whole)  # else some threads do, others do not
     return all(zeros)
 
 
@@ -98,7 +98,8 @@ def test_nothing_is_set_where_it_does_not_belong(monkeypatch, owner, name, repla
         assert not flushed()
 
 
-# Page faults of the second of two equal tensors, of which the first is freed.
+# The fewest page faults of a tensor, of several that are freed at once. Not of each: what else is put into
+# the gap of the one before may leave too little of it.
 FAULTS = """
 import resource
 from propeller.paddle.cpu_training import training_settings
@@ -110,9 +111,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 with training_settings():
-    import ctypes, sys
-    x=[faults() for _ in range(8)]
-    t=paddle.full([1 << 22], 1.0); print(hex(t.data_ptr()),x, paddle.get_device(), file=sys.stderr); print(open("/proc/self/maps").read()[:900], file=sys.stderr); print(1)
+    print(min(faults() for _ in range(8)))
 """
 
 
@@ -125,12 +124,11 @@ def count_faults(root, **environment):
         text=True,
         check=True,
     )
-    print(done.stdout, done.stderr[-3000:], {k:v for k,v in clean.items() if "OMP" in k or "MAL" in k or "GL" in k or "KMP" in k or "FLAGS" in k})
     return int(done.stdout)
 
 
 @glibc
 def test_freed_memory_is_kept_unless_the_user_says_otherwise(root):
     pages = (4 << 22) // os.sysconf("SC_PAGE_SIZE")
-    assert count_faults(root) < 0
+    assert count_faults(root) < pages / 20
     assert count_faults(root, MALLOC_MMAP_THRESHOLD_="65536") >= pages
