@@ -10,9 +10,9 @@ Some of Paddle's CPU kernels are slow where the library can do better by another
 | forward and backward of GELU | `[4096, 1536]` | 34 ms | 20 ms |
 | transposing heads, with the copy that follows | `[32, 128, 12, 32]` | 16 ms | 0.3 ms: by `einsum` |
 
-and dropout draws its random numbers one by one. So in eager training on a CPU these layers bring a backward
-of their own. In evaluation, in static graphs (export), on other devices and with frozen parameters they do
-what Paddle does.
+and dropout draws its random numbers one by one. So in eager training on a CPU these layers bring a forward
+or backward of their own. In evaluation (but for the heads), in static graphs (export), on other devices and
+with frozen parameters they do what Paddle does.
 
 Shapes: I inputs, O outputs; R rows, that is all leading axes as one; `...` any leading axes.
 """
