@@ -32,6 +32,7 @@ from propeller import cli, launch
 from propeller.config import parse_hparam, parse_runconfig
 from propeller.data import FeatureColumns
 from propeller.data.cache import source_files
+from propeller.errors import ConfigError
 from propeller.types import HParams, RunConfig
 
 log = logging.getLogger("ernie")
@@ -47,6 +48,8 @@ def main() -> int:
         return finetuning.predict_stdin(args, run_config)
     finetuning.check_hparams(hparams, Training.keys())
     run_config = finetuning.with_precision(run_config, hparams)
+    if args.find_learning_rate and args.restart:
+        raise ConfigError("--find_learning_rate trains nothing, so there is nothing to --restart.")
     code = launch.relaunch(args.nproc, run_config, restart=args.restart)
     if code is None:
         train(args, run_config, hparams)
@@ -90,12 +93,12 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
     import propeller.paddle as propeller
     from ernie.tasks.models import ClassificationModel
 
-    size = finetuning.whole_batch(hparams, finetuning.ranks_of(run_config, restart=args.restart))
+    size = finetuning.step_batch_size(hparams, run_config, restart=args.restart)
     run_config = finetuning.with_max_steps(run_config, hparams, num_examples=len(sets["train"]), size=size)
     learner = propeller.Learner(
         functools.partial(ClassificationModel, config=config, processor=processor),
         run_config,
-        hparams.join(config.to_dict()),  # resolved, for run.json
+        hparams.join(config.to_dict(), {"step_batch_size": size}),  # resolved, for run.json
         finetuning.warm_start_setting(args.warm_start_from),
     )
     train_set = finetuning.batched(sets.pop("train"), hparams, processor, size=size, train=True)

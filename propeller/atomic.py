@@ -243,6 +243,9 @@ def set_aside(folder: Path) -> Path | None:
     with FolderLock(path) as lock:
         if all(found == lock.path for found in path.iterdir()):
             return None
+        for inner in path.glob("*/.lock"):  # of a run that is being started
+            with FolderLock(inner.parent):
+                pass
         places = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
         target = next(place for place in places if not os.path.lexists(place))
         try:

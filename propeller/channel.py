@@ -3,7 +3,8 @@
 A star over TCP with rank 0 at its centre; all ranks make every exchange in the same order. One that waits
 has no time limit (gloo gives up after 30 s, and an export may take minutes), yet ends at once when a rank
 fails: the kernel closes the connection of a process however that dies, and what a rank says before it goes
-is passed on to all. Payloads are bytes, never pickles; who connects must have the run's key.
+is passed on to all. Payloads are bytes, never pickles; who connects must have the run's key. (That reaches
+the ranks through Paddle's own meeting place, which asks for none: whoever can reach its port can read it.)
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge, wait
@@ -24,10 +26,11 @@ log = logging.getLogger("propeller")
 
 _DATA, _FAILURE = b"D", b"F"
 _COUNT = struct.Struct("<Q")
-# How long rank 0 waits for the next rank to come, and for one that came to show the key: whoever connects
-# to its port and says nothing must not hold up the start.
-_JOIN_S = 60
+# How long rank 0 waits for all ranks to come, and for one that came to show the key: whoever connects to its
+# port and says nothing must not hold up the start.
+_JOIN_S = 300
 _HANDSHAKE_S = 5
+_KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 15_000}
 # How long a rank whose tensors did not come through waits to hear from the others why.
 _EXPLANATION_S = 5.0
 
@@ -59,9 +62,10 @@ class Channel:
         """
         connections: dict[int, Connection] = {}
         with socket.create_server((host, 0), backlog=size) as server:
-            server.settimeout(_JOIN_S)
             publish(server.getsockname()[1])
+            deadline = time.monotonic() + _JOIN_S
             while len(connections) < size - 1:
+                server.settimeout(max(0.0, deadline - time.monotonic()) or 1e-3)
                 client, address = server.accept()
                 with client:
                     try:
@@ -164,6 +168,11 @@ def _connection_over(client: socket.socket) -> Connection:
     """A connection of its own over an open socket."""
     # Else a frame of some 20 to 60 KB, sent as its length and the rest, waits 40 ms to be acknowledged.
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A host that loses its power says nothing; it is found out within these times, where the system has them.
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):
+            client.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return Connection(os.dup(client.fileno()))
 
 

@@ -352,7 +352,8 @@ def _caught_signals() -> Iterator[list[int]]:
         caught.append(number)
 
     previous = {}
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    numbers = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))  # Windows lacks one
+    for number in filter(None, numbers):
         if signal.getsignal(number) is not signal.SIG_IGN:
             previous[number] = signal.signal(number, note)
     try:

@@ -30,8 +30,7 @@ def read_run_file(model_dir: str | Path) -> dict[str, Any] | None:
         return dict(json.loads(path.read_text("utf-8")))
     except (ValueError, TypeError) as error:
         raise ConfigError(
-            f"{path} is no JSON object any more ({error}). Mend it, or remove it: then the ranks of the next "
-            "start count as those that the run began with."
+            f"{path} is no JSON object any more ({error}). Mend it, or remove it: every start writes it anew."
         ) from error
 
 
@@ -43,23 +42,13 @@ def write_run_file(model_dir: str | Path, values: Mapping[str, Any], *, resumed:
         values: `run_config`, `hparams`, `versions`, `device` and `ranks`.
         resumed: the run goes on; what is another than when it was last started is said.
     """
-    first = ranks_at_start(model_dir, values["ranks"])
-    text = atomic.to_json({**values, "ranks_at_start": first}, indent=1)
+    text = atomic.to_json(values, indent=1)
     now = json.loads(text)
     before = read_run_file(model_dir) if resumed else None
     if before is not None:
         _log_changes(before, now)
     log.info("configuration: %s", atomic.to_json(now))
     atomic.write_text(Path(model_dir) / RUN_FILE, text + "\n")
-
-
-def ranks_at_start(model_dir: str | Path, ranks: int) -> int:
-    """With how many ranks the run in `model_dir` began; `ranks`, where none did.
-
-    A run keeps the size of its batches: what was 2 ranks with 16 examples each goes on as 4 with 8.
-    """
-    values = read_run_file(model_dir)
-    return ranks if values is None else int(values.get("ranks_at_start", ranks))
 
 
 def _log_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

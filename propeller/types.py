@@ -97,6 +97,8 @@ class RunConfig:
             raise ConfigError(
                 f"RunConfig.precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}."
             )
+        if self.check_numerics and self.precision == "fp16":
+            raise ConfigError("RunConfig.check_numerics ends a run at the overflows that fp16 lives with.")
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
             raise ConfigError(f"RunConfig.ema_decay must lie between 0 and 1, got {self.ema_decay}.")
         if not self.model_dir:

@@ -38,8 +38,8 @@ NOBODY_IMPORTS = ("example", "distill", "script", "inference", "tests")
 TRAIN_LAYERS = (
     ("model", "hooks", "averaging", "precision", "profiling"),
     ("checkpoint", "evaluation", "exporter", "reporting", "step", "warm_start"),
-    ("adversarial", "job", "lr_finder"),
-    ("saving",),
+    ("adversarial", "job"),
+    ("lr_finder", "saving"),
     ("loop",),
     ("learner",),
 )

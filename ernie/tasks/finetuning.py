@@ -26,7 +26,7 @@ from propeller.data import Dataset
 from propeller.errors import ConfigError, DataError, PropellerError
 from propeller.launch import started_by_nproc
 from propeller.processor import Processor
-from propeller.run_file import ranks_at_start
+from propeller.run_file import read_run_file
 from propeller.types import HParams, RunConfig, WarmStartSetting
 
 if TYPE_CHECKING:
@@ -211,15 +211,26 @@ def warm_start_setting(folder: str | None) -> WarmStartSetting | None:
     return WarmStartSetting(source=encoder_tensors, new=("head.*",))
 
 
-def ranks_of(run_config: RunConfig, *, restart: bool) -> int:
-    """The number of ranks that the run began with, the same on all; joins them.
+def step_batch_size(hparams: HParams, run_config: RunConfig, *, restart: bool) -> int:
+    """Examples (or tokens, with `in_tokens`) that one step learns from, the same on all ranks; joins them.
 
-    A run keeps the size of its batches when it goes on with another number of ranks.
+    `batch_size` is that of each rank, as in the older scripts. Where `--nproc` started them it is the whole,
+    so that a result does not depend on the machine. A run that goes on keeps what it began with (`run.json`
+    has it), however many ranks there are now and whoever started them.
+
+    Raises:
+        ConfigError: `batch_size` is no positive whole number.
     """
     from propeller.paddle.distributed import join
 
     ranks = join(run_config.device)
-    return int(ranks.broadcast(ranks.size if restart else ranks_at_start(run_config.model_dir, ranks.size)))
+    size = batch_size(hparams)
+    whole = size if started_by_nproc() else size * ranks.size
+    if ranks.is_main and not restart and any(Path(run_config.model_dir, "checkpoints").glob("step_*")):
+        before = (read_run_file(run_config.model_dir) or {}).get("hparams", {})
+        if before.get("batch_size", 32) == size:
+            whole = before.get("step_batch_size", whole)
+    return int(ranks.broadcast(whole))
 
 
 def step_strategy(training: Training) -> StepStrategy:
@@ -228,21 +239,6 @@ def step_strategy(training: Training) -> StepStrategy:
     from propeller.paddle.train.step import plain_step
 
     return Fgm(training.fgm_pattern, training.fgm_epsilon) if training.fgm_epsilon else plain_step
-
-
-def whole_batch(hparams: HParams, ranks: int) -> int:
-    """Examples (or tokens, with `in_tokens`) that one step learns from.
-
-    Args:
-        hparams: `batch_size` is that of each rank, as in the older scripts. Where `--nproc` started the
-            ranks it is the whole, so that a result does not depend on the machine.
-        ranks: the number of ranks that the run began with.
-
-    Raises:
-        ConfigError: `batch_size` is no positive whole number.
-    """
-    size = batch_size(hparams)
-    return size if started_by_nproc() else size * ranks
 
 
 def batch_size(hparams: HParams) -> int:

@@ -78,8 +78,8 @@ class ClassificationModel(Model):
             return {"logits": self._logits(input_ids, token_type_ids)}
         # Both passes as one batch of twice the rows: dropout differs from row to row.
         twice = (paddle.concat([ids, ids]) for ids in (input_ids, token_type_ids))
-        logits, second = paddle.split(self._logits(*twice), 2)
-        return {"logits": logits, "second_logits": second}
+        logits, rows = self._logits(*twice), len(input_ids)
+        return {"logits": logits[:rows], "second_logits": logits[rows:]}
 
     def _logits(self, input_ids: paddle.Tensor, token_type_ids: paddle.Tensor) -> paddle.Tensor:
         return self.head(self.encoder(input_ids, token_type_ids).pooled)

@@ -12,12 +12,13 @@ not use cannot make the ranks part ways, as they silently do there.
 from __future__ import annotations
 
 import contextlib
-import functools
+import hashlib
 import io
 import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing import AuthenticationError
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ import safetensors.numpy
 
 from propeller import atomic, launch
 from propeller.channel import Channel
-from propeller.errors import ConfigError, RankError
+from propeller.errors import ConfigError, Interrupted, RankError
 from propeller.paddle.runtime import paddle
 
 # Gradients travel in pieces of about this size, so that one is summed while the next is put together.
@@ -90,15 +91,33 @@ class Ranks:
         payload = atomic.to_json(value).encode("utf-8") if self.is_main else b""
         return json.loads(self._exchange(payload)[0])
 
+    def check_same(self, value: Any, what: str) -> None:
+        """Makes sure that all ranks have the same value, which JSON must hold.
+
+        Raises:
+            ConfigError: one has another than rank 0.
+        """
+        own = hashlib.sha256(atomic.to_json(value).encode("utf-8", "surrogatepass")).digest()
+        first, *others = self._exchange(own)
+        for rank, other in enumerate(others, start=1):
+            if other != first:
+                raise ConfigError(f"{what} of rank {rank} differ from those of rank 0. Give all the same.")
+
     def broadcast_tensors(self, tensors: Sequence[paddle.Tensor]) -> None:
         """Puts rank 0's values into the tensors of all ranks."""
         if self._channel is None:
             return
         self.wait()
+        place = paddle.framework._current_expected_place()
         try:
             with paddle.no_grad():
                 for tensor in tensors:
-                    paddle.distributed.broadcast(tensor, 0)
+                    # NCCL takes what lies on its card alone; AdamW keeps two numbers on the CPU.
+                    there = tensor if tensor.place._equals(place) else tensor._copy_to(place, True)
+                    if tensor.size:
+                        paddle.distributed.broadcast(there, 0)
+                    if there is not tensor:
+                        tensor.copy_(there, True)
         except (RuntimeError, OSError) as error:
             raise self._channel.explain(error) from error
 
@@ -146,8 +165,19 @@ class Ranks:
         if self._channel is not None and not isinstance(error, RankError):
             self._channel.fail(str(error) or type(error).__name__)
 
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """Tells the others why, if the block fails on this rank. (A signal is agreed on by all.)"""
+        try:
+            yield
+        except Interrupted:
+            raise
+        except BaseException as error:
+            self.fail(error)
+            raise
+
     def _sum_touched_rows(self, table: paddle.Tensor, factor: float) -> None:
-        gradient = np.from_dlpack(table.grad.detach())  # the same memory
+        gradient = np.from_dlpack(table.grad.detach())  # the same memory, to read
         touched = np.packbits(gradient.any(axis=1))
         for payload in self._exchange(touched.tobytes()):
             touched |= np.frombuffer(payload, np.uint8)
@@ -156,7 +186,8 @@ class Ranks:
             return
         total = paddle.to_tensor(gradient[rows])
         self._all_reduce(total)
-        gradient[rows] = total.numpy() * np.float32(factor)
+        with paddle.no_grad():
+            paddle.scatter_(table.grad, paddle.to_tensor(rows), total * factor)
 
     def _all_reduce(self, tensor: paddle.Tensor, *, sync_op: bool = True) -> Any:
         try:
@@ -197,7 +228,9 @@ def _pieces(parameters: Sequence[paddle.Tensor]) -> Iterator[list[paddle.Tensor]
         yield group
 
 
-@functools.cache
+_joined: list[Ranks] = []
+
+
 def join(device: str | None = None) -> Ranks:
     """Joins the ranks that this process was started with; the same object at each call.
 
@@ -209,6 +242,12 @@ def join(device: str | None = None) -> Ranks:
             that is not its own.
         RankError: the others cannot be reached.
     """
+    if not _joined:
+        _joined.append(_join(device))
+    return _joined[0]
+
+
+def _join(device: str | None) -> Ranks:
     rank, size = launch.rank_from_environment()
     if size == 1:
         return Ranks()
@@ -232,7 +271,7 @@ def join(device: str | None = None) -> Ranks:
             return Ranks(0, size, Channel.listen(host, size, key, publish))
         found = json.loads(bytes(store.get(_CHANNEL_KEY)))
         return Ranks(rank, size, Channel.connect(host, found["port"], bytes.fromhex(found["key"]), rank))
-    except (RuntimeError, OSError, EOFError) as error:
+    except (RuntimeError, OSError, EOFError, AuthenticationError) as error:
         raise RankError(f"rank {rank} of {size} cannot reach the others: {error}") from error
 
 

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from propeller.errors import ConfigError
-from propeller.run_file import RUN_FILE, ranks_at_start, read_run_file, write_run_file
+from propeller.run_file import RUN_FILE, read_run_file, write_run_file
 
 
 def values(**changes):
@@ -38,7 +38,7 @@ def said(caplog):
 def test_it_is_written_and_logged(tmp_path, said):
     write_run_file(tmp_path / "new", values(hparams={"scale": math.inf}), resumed=False)
     stored = json.loads((tmp_path / "new" / RUN_FILE).read_text("utf-8"))
-    assert stored == {**values(hparams={"scale": "Infinity"}), "ranks_at_start": 2}
+    assert stored == values(hparams={"scale": "Infinity"})
     assert read_run_file(tmp_path / "new") == stored
     (message,) = said("INFO")
     assert json.loads(message.removeprefix("configuration: ")) == stored
@@ -47,7 +47,6 @@ def test_it_is_written_and_logged(tmp_path, said):
 def test_there_is_none(tmp_path):
     assert read_run_file(tmp_path) is None
     assert read_run_file(tmp_path / "absent") is None
-    assert ranks_at_start(tmp_path, 4) == 4
 
 
 @pytest.mark.parametrize(
@@ -90,22 +89,10 @@ def test_a_run_that_begins_is_compared_with_nothing(tmp_path, said):
     assert read_run_file(tmp_path)["device"] == "gpu:0"
 
 
-@pytest.mark.parametrize("resumed", [True, False], ids=["resumed", "killed-before-its-first-checkpoint"])
-def test_the_ranks_it_began_with_stay(tmp_path, resumed):
-    """Batches are laid out by them, so they must be the same at every start."""
-    write_run_file(tmp_path, values(ranks=2), resumed=False)
-    for ranks in (4, 1):
-        assert ranks_at_start(tmp_path, ranks) == 2
-        write_run_file(tmp_path, values(ranks=ranks), resumed=resumed)
-        assert read_run_file(tmp_path)["ranks"] == ranks
-        assert ranks_at_start(tmp_path, ranks) == 2
-
-
 def test_of_an_older_release(tmp_path, said):
     """One that knew neither device nor ranks."""
     old = {key: value for key, value in values().items() if key not in ("device", "ranks")}
     (tmp_path / RUN_FILE).write_text(json.dumps(old), "utf-8")
-    assert ranks_at_start(tmp_path, 3) == 3
     write_run_file(tmp_path, values(), resumed=True)
     head = "changed since this run was last started: "
     assert said() == [f"{head}device: None -> 'cpu'", f"{head}ranks: None -> 2"]
@@ -116,7 +103,6 @@ def test_it_was_damaged(tmp_path, text):
     (tmp_path / RUN_FILE).write_bytes(text if isinstance(text, bytes) else text.encode())
     for read in (
         lambda: read_run_file(tmp_path),
-        lambda: ranks_at_start(tmp_path, 1),
         lambda: write_run_file(tmp_path, values(), resumed=True),
     ):
         with pytest.raises(ConfigError, match=r"run\.json is no JSON object any more \(.*Mend it, or remove"):

@@ -16,7 +16,7 @@ from propeller.paddle.train.hooks import Hook
 from propeller.paddle.train.model import Model
 from propeller.paddle.train.precision import Precision
 from propeller.paddle.train.profiling import Profiler
-from propeller.paddle.train.step import StepStrategy
+from propeller.paddle.train.step import Step, StepStrategy, micro_batches
 from propeller.types import RunConfig
 
 
@@ -26,7 +26,7 @@ class Job:
 
     Attributes:
         data: what must stay the same while the run goes on: `Dataset.signature` of the training data, and
-            the seed of its order; rank 0 has it.
+            the seed of its order.
         hooks: of rank 0; none on the others.
         exporters: likewise.
         average: of the weights, where it is wanted and once they are there.
@@ -53,3 +53,17 @@ class Job:
             for name, parameter in self.model.named_parameters()
             if not parameter.stop_gradient
         }
+
+    def step(self, columns: Mapping[str, Any]) -> Step:
+        """The update to be made from a batch: this rank's rows of it, on the device."""
+        with self.profiler.span("to_device"):
+            batches = micro_batches(self.model, columns, self.ranks, self.run_config.micro_batches)
+        return Step(
+            self.model,
+            self.optimizer,
+            self.parameters,
+            batches,
+            ranks=self.ranks,
+            precision=self.precision,
+            profiler=self.profiler,
+        )

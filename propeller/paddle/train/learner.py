@@ -19,7 +19,6 @@ from propeller.errors import (
     ConfigError,
     DataError,
     ExportError,
-    Interrupted,
 )
 from propeller.paddle import distributed
 from propeller.paddle.cpu_training import training_settings
@@ -125,43 +124,51 @@ class Learner:
         """
         if exporters and not eval_datasets:
             raise ConfigError("An exporter exports after an evaluation, but there is no evaluation set.")
-        ranks, config, _ = self.ranks, self.run_config, self.model  # which sets the device
-        precision = Precision.of(config.precision, paddle.get_device())
-        profiler = Profiler(config.profile, device=paddle.get_device(), rank=ranks.rank)
-        try:
+        ranks, config = self.ranks, self.run_config
+        with ranks.telling():
+            self._check_device()
             with self._opened(restart):
-                job = Job(
-                    model=self.model,
-                    optimizer=self.model.optimizer(),
-                    run_config=config,
-                    train_dataset=train_dataset,
-                    data=self._data_of(train_dataset) if ranks.is_main else [],
+                main_only = ranks.is_main
+                job = self._job(
+                    train_dataset,
+                    step_strategy,
                     eval_datasets=eval_datasets or {},
-                    hooks=[*_own_hooks(), *hooks] if ranks.is_main else [],
-                    exporters=exporters if ranks.is_main else [],
-                    checkpointer=self._checkpointer,
-                    step_strategy=step_strategy,
-                    ranks=ranks,
-                    precision=precision,
-                    profiler=profiler,
+                    hooks=[*_own_hooks(), *hooks] if main_only else [],
+                    exporters=exporters if main_only else [],
                 )
                 check_hooks(job.hooks)
                 state, position = saving.take_up(job)
-                if ranks.is_main:  # not before: a run that is refused leaves no word behind
+                if main_only:  # not before: a run that is refused leaves no word behind
                     write_run_file(config.model_dir, self._description(), resumed=state.step > 0)
                 self._has_weights = True
                 try:
                     state = loop.train(job, state, position)
                 finally:
-                    _show_profile(profiler, Path(config.model_dir) / PROFILE)
+                    _show_profile(job.profiler, Path(config.model_dir) / PROFILE)
                 if job.average is not None:
                     job.average.apply()  # what was evaluated and exported
                 return state
-        except Interrupted:  # agreed on by all
-            raise
-        except BaseException as error:
-            ranks.fail(error)
-            raise
+
+    def _check_device(self) -> None:
+        """Makes the model, which sets the device, and checks that it can train in the precision wanted."""
+        _ = self.model
+        Precision.of(self.run_config.precision, paddle.get_device())
+
+    def _job(self, train_dataset: Dataset, step_strategy: StepStrategy, **more: Any) -> Job:
+        config, device = self.run_config, paddle.get_device()
+        return Job(
+            model=self.model,
+            optimizer=self.model.optimizer(),
+            run_config=config,
+            train_dataset=train_dataset,
+            data=[*train_dataset.signature(), {"kind": "order", "seed": config.seed}],
+            checkpointer=self._checkpointer,
+            step_strategy=step_strategy,
+            ranks=self.ranks,
+            precision=Precision.of(config.precision, device),
+            profiler=Profiler(config.profile, device=device, rank=self.ranks.rank),
+            **more,
+        )
 
     @contextlib.contextmanager
     def _opened(self, restart: bool) -> Iterator[None]:
@@ -198,22 +205,14 @@ class Learner:
             DataError: the data ends after fewer than 10 batches.
             NonFiniteLossError: the loss of the first weights is not finite.
         """
-        model = self.model
-        if not self._has_weights and self._warm_start_setting is not None:
-            warm_start(model, self._warm_start_setting)
-        self.ranks.broadcast_tensors(list(model.state_dict().values()))
-        with training_settings():
-            return find_learning_rate(
-                model,
-                train_dataset,
-                self.run_config,
-                ranks=self.ranks,
-                precision=Precision.of(self.run_config.precision, paddle.get_device()),
-                step_strategy=step_strategy,
-                lowest=lowest,
-                highest=highest,
-                num_steps=num_steps,
-            )
+        with self.ranks.telling():
+            self._check_device()
+            if not self._has_weights and self._warm_start_setting is not None:
+                warm_start(self.model, self._warm_start_setting)
+            self.ranks.broadcast_tensors(list(self.model.state_dict().values()))
+            job = self._job(train_dataset, step_strategy, eval_datasets={}, hooks=[], exporters=[])
+            with training_settings():
+                return find_learning_rate(job, lowest=lowest, highest=highest, num_steps=num_steps)
 
     def _description(self) -> dict[str, Any]:
         versions = {
@@ -230,17 +229,19 @@ class Learner:
             "ranks": self.ranks.size,
         }
 
-    def _data_of(self, dataset: Dataset) -> list[Any]:
-        return [*dataset.signature(), {"kind": "order", "seed": self.run_config.seed}]
-
     def evaluate(self, eval_dataset: Dataset, *, ckpt: int | None = None) -> dict[str, Any]:
         """Evaluates the live model, or the checkpoint of step `ckpt` (-1: the newest).
+        All ranks call this.
 
         Returns:
             `loss`, every metric by name, and `n`.
         """
-        self._restore(ckpt)
-        return evaluate(self.model, eval_dataset, self.run_config.eval_max_steps, ranks=self.ranks)
+        with self.ranks.telling():
+            if self.ranks.is_main:
+                self._restore(ckpt)
+            self.ranks.broadcast_tensors(list(self.model.state_dict().values()))
+            self._has_weights = True
+            return evaluate(self.model, eval_dataset, self.run_config.eval_max_steps, ranks=self.ranks)
 
     def predict(self, dataset: Dataset, *, ckpt: int | None = None) -> Iterator[dict[str, Any]]:
         """Yields the outputs of each example, in order; with several ranks, on each rank that calls this.
@@ -343,10 +344,7 @@ def train_and_eval(
     eval_dataset: Dataset | Mapping[str, Dataset],
     warm_start_setting: WarmStartSetting | None = None,
     train_hooks: Sequence[Hook] = (),
-    exporters: Sequence[Exporter] = (),
-    *,
-    step_strategy: StepStrategy = plain_step,
-    restart: bool = False,
+    **options: Any,
 ) -> Learner:
     """Trains with evaluation every `eval_steps` and always at the end.
 
@@ -354,21 +352,15 @@ def train_and_eval(
         model_class_or_model_fn, params, run_config, warm_start_setting: see `Learner`.
         train_dataset: batches.
         eval_dataset: batches, or several sets by name.
-        train_hooks, exporters, step_strategy, restart: see `Learner.train`.
+        train_hooks: see `Learner.train`.
+        options: `exporters`, `step_strategy` and `restart`: likewise.
 
     Returns:
         The learner, with the model as training left it.
     """
     learner = Learner(model_class_or_model_fn, run_config, params, warm_start_setting)
     sets = eval_dataset if isinstance(eval_dataset, Mapping) else {"eval": eval_dataset}
-    learner.train(
-        train_dataset,
-        eval_datasets=sets,
-        hooks=train_hooks,
-        exporters=exporters,
-        step_strategy=step_strategy,
-        restart=restart,
-    )
+    learner.train(train_dataset, eval_datasets=sets, hooks=train_hooks, **options)
     return learner
 
 

@@ -30,6 +30,7 @@ import random
 import re
 import signal
 import threading
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -42,13 +43,13 @@ from propeller.paddle.train.checkpoint import schedule_of
 from propeller.paddle.train.evaluation import CutShort, evaluate_all
 from propeller.paddle.train.hooks import Hook, StepResult
 from propeller.paddle.train.job import Job
-from propeller.paddle.train.step import Step, micro_batches
 from propeller.types import RunConfig, RunMode, RunState
 
 log = logging.getLogger("propeller")
 
 # What Paddle says of an operation, where check_numerics has it look.
 _NOT_FINITE = re.compile(r"There are NAN or INF .*?\]")
+_PATIENCE_S = 5.0
 
 
 def train(job: Job, state: RunState, position: Any) -> RunState:
@@ -145,7 +146,10 @@ def _settle(
     config = job.run_config
     with job.profiler.span("communication"):
         reason, signum = _agreed(job, reason, caught)
-    if _due(config.eval_steps, config, state, end or reason is not None):
+    evaluates = _due(config.eval_steps, config, state, end or reason is not None)
+    if evaluates or signum or _due(config.save_steps, config, state, False):
+        saving.share_buffers(job)
+    if evaluates:
         state = dataclasses.replace(state, evaluation_due=True)
         try:
             state, reason, signum = _evaluate(job, state, reason, caught)
@@ -199,20 +203,10 @@ def _timed(
 
 
 def _step(job: Job, state: RunState, columns: Mapping[str, Any]) -> StepResult:
-    config, optimizer, profiler = job.run_config, job.optimizer, job.profiler
+    config, optimizer = job.run_config, job.optimizer
     _seed(config.seed, state.step, job.ranks.rank)
     learning_rate = optimizer.get_lr()
-    with profiler.span("to_device"):
-        batches = micro_batches(job.model, columns, job.ranks, config.micro_batches)
-    step = Step(
-        job.model,
-        optimizer,
-        job.parameters,
-        batches,
-        ranks=job.ranks,
-        precision=job.precision,
-        profiler=profiler,
-    )
+    step = job.step(columns)
     try:
         loss = job.step_strategy(step)
     except (FloatingPointError, RuntimeError) as error:
@@ -229,11 +223,11 @@ def _step(job: Job, state: RunState, columns: Mapping[str, Any]) -> StepResult:
             f"{what} at step {state.step + 1} (learning rate {learning_rate:.3g}). Last good checkpoint: "
             f"{kept}. Try a lower learning rate, or look at that batch{more}."
         ) from error
-    with profiler.span("optimizer"):
+    with job.profiler.span("optimizer"):
         schedule = schedule_of(optimizer)
         if schedule is not None:
             schedule.step()
-        if job.average is not None:
+        if job.average is not None and step.updated:
             job.average.update()
     return StepResult(loss, learning_rate, step.num_examples, step.num_tokens)
 
@@ -298,13 +292,14 @@ def _due(every: int, config: RunConfig, state: RunState, done: bool) -> bool:
 
 @contextlib.contextmanager
 def _catch_signals(*, once: bool) -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM for the next step boundary.
+    """Collects SIGINT and SIGTERM for the next step boundary; a second one ends the process at once.
 
     Args:
-        once: the second one ends the process at once. A launcher of several ranks repeats its SIGTERM
-            within a second, and kills what does not end in time by itself.
+        once: whether the second one counts at any time. A launcher of several ranks repeats its own within
+            a second: of ranks only one that comes after `_PATIENCE_S` counts.
     """
     caught: list[int] = []
+    deadline: list[float] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
@@ -316,6 +311,11 @@ def _catch_signals(*, once: bool) -> Iterator[list[int]]:
             signal.signal(number, previous[number])
             # Not by the log: the handler may have interrupted it.
             os.write(2, b"stopping after this step, with a checkpoint; once more ends at once, without\n")
+        elif len(caught) == 1:
+            deadline.append(time.monotonic() + _PATIENCE_S)
+        elif time.monotonic() > deadline[0]:  # a rank that hangs must not be deaf
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     for number in previous:
         signal.signal(number, note)

@@ -15,15 +15,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from propeller.data import Dataset
 from propeller.errors import ConfigError, DataError, NonFiniteLossError
-from propeller.paddle.distributed import Ranks
 from propeller.paddle.runtime import paddle
+from propeller.paddle.train.job import Job
 from propeller.paddle.train.model import Model
-from propeller.paddle.train.precision import Precision
-from propeller.paddle.train.profiling import Profiler
-from propeller.paddle.train.step import Step, StepStrategy, micro_batches
-from propeller.types import RunConfig, RunMode
+from propeller.types import RunMode
 
 # The loss shown is averaged over some ten steps; a trial ends when it is four times the least so far.
 _SMOOTHING = 0.9
@@ -53,21 +49,10 @@ class Trial:
         )
 
 
-def find_learning_rate(
-    model: Model,
-    dataset: Dataset,
-    run_config: RunConfig,
-    *,
-    ranks: Ranks,
-    precision: Precision,
-    step_strategy: StepStrategy,
-    lowest: float,
-    highest: float,
-    num_steps: int,
-) -> Trial:
+def find_learning_rate(job: Job, *, lowest: float, highest: float, num_steps: int) -> Trial:
     """Trains with a rate that rises from `lowest` to `highest`, then puts weights and generators back.
 
-    The model's own optimizer is used, but not its schedule.
+    The job's own optimizer is used, but not its schedule.
 
     Raises:
         ConfigError: the rates do not rise, or there are fewer than 10 steps.
@@ -79,39 +64,9 @@ def find_learning_rate(
             "A learning-rate trial needs 0 < lowest < highest and 10 steps at least, got "
             f"{lowest}, {highest} and {num_steps} steps."
         )
-    with _without_a_trace(model):
-        model.mode = RunMode.TRAIN
-        optimizer = model.optimizer()
-        growth = (highest / lowest) ** (1 / (num_steps - 1))
-        schedule = paddle.optimizer.lr.LambdaDecay(lowest, lambda step: growth**step)
-        optimizer.set_lr_scheduler(schedule)
-        parameters = {name: p for name, p in model.named_parameters() if not p.stop_gradient}
-        rates: list[float] = []
-        losses: list[float] = []
-        average, diverged = 0.0, False
-        batches = dataset.iterate(seed=run_config.seed)
-        with contextlib.closing(batches):
-            for columns, _ in itertools.islice(batches, num_steps):
-                step = Step(
-                    model,
-                    optimizer,
-                    parameters,
-                    micro_batches(model, columns, ranks, run_config.micro_batches),
-                    ranks=ranks,
-                    precision=precision,
-                    profiler=Profiler(False),
-                )
-                rates.append(optimizer.get_lr())
-                try:
-                    loss = step_strategy(step)
-                except FloatingPointError:
-                    loss = math.inf
-                average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
-                losses.append(average / (1 - _SMOOTHING ** len(rates)))
-                diverged = not losses[-1] < _DIVERGED * min(losses)
-                if diverged:
-                    break
-                schedule.step()
+    with _without_a_trace(job.model):
+        job.model.mode = RunMode.TRAIN
+        rates, losses, diverged = _rising(job, lowest, (highest / lowest) ** (1 / (num_steps - 1)), num_steps)
     if not losses or len(losses) < 10 and not diverged:
         raise DataError(f"The data gave {len(losses)} batches; a learning-rate trial needs 10 at least.")
     if not math.isfinite(losses[0]):
@@ -120,6 +75,28 @@ def find_learning_rate(
             "model and the first batch. check_numerics in the run configuration names the operation."
         )
     return Trial(rates, losses, rates[int(np.argmin(losses))] / 10)
+
+
+def _rising(job: Job, lowest: float, growth: float, num_steps: int) -> tuple[list[float], list[float], bool]:
+    """Trains; returns the rates, the smoothed losses, and whether these ran away."""
+    schedule = paddle.optimizer.lr.LambdaDecay(lowest, lambda step: growth**step)
+    job.optimizer.set_lr_scheduler(schedule)
+    rates: list[float] = []
+    losses: list[float] = []
+    average = 0.0
+    with contextlib.closing(job.train_dataset.iterate(seed=job.run_config.seed)) as batches:
+        for columns, _ in itertools.islice(batches, num_steps):
+            rates.append(job.optimizer.get_lr())
+            try:
+                loss = job.step_strategy(job.step(columns))
+            except FloatingPointError:
+                loss = math.inf
+            average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
+            losses.append(average / (1 - _SMOOTHING ** len(rates)))
+            if not losses[-1] < _DIVERGED * min(losses):
+                return rates, losses, True
+            schedule.step()
+    return rates, losses, False
 
 
 @contextlib.contextmanager

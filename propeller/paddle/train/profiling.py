@@ -171,8 +171,6 @@ class Profiler:
     def trace(self) -> dict[str, Any]:
         """The spans of the first `TRACED_STEPS` steps that count, in Chrome's trace event format.
 
-        The times are those of the machine's monotonic clock, so the traces of its ranks fit together.
-
         Source: the Trace Event Format of the Catapult project, "JSON Object Format", "Complete Events"
         and "Metadata Events": `ts` and `dur` in microseconds, one row for each `pid` and `tid`.
         """

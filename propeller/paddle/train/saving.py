@@ -39,6 +39,8 @@ def take_up(job: Job) -> tuple[RunState, Any]:
         CheckpointError: there are checkpoints, and none can be used.
     """
     ranks, model, optimizer = job.ranks, job.model, job.optimizer
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    ranks.check_same([job.data, model.identity, shapes], "Training data, seed or model")
     checkpoint = job.checkpointer.load_latest() if ranks.is_main else None
     if checkpoint is not None:
         _check_same(job, checkpoint)
@@ -110,31 +112,55 @@ def save(job: Job, state: RunState, position: Any) -> None:
         CheckpointError: it cannot be written.
     """
     with job.profiler.span("checkpoint"):
-        sums = {name: tensor.sum().item() for name, tensor in job.model.state_dict().items()}
-        bad = [name for name, value in sums.items() if not np.isfinite(value)]
-        if bad:
-            raise NonFiniteLossError(
-                f"After step {state.step} these weights are not finite: {', '.join(bad[:5])}; they were not "
-                "saved, so the last checkpoint is the last good one. Try a lower learning rate."
-            )
-        own = np.array(list(sums.values()), np.float64)
-        for rank, other in enumerate(job.ranks.gather({"sums": own})):
-            differing = [name for name, same in zip(sums, other["sums"] == own, strict=True) if not same]
-            if differing:
-                raise RankError(
-                    f"After step {state.step} the ranks {job.ranks.rank} and {rank} have different weights: "
-                    f"{', '.join(differing[:5])}. Does the model change them outside its optimizer?"
-                )
+        _check_alike(job, state)
         if job.ranks.is_main:
             write(job, state, position)
+        else:
+            _check_finite(job, state)  # as rank 0, so that all say the same
+
+
+def _check_finite(job: Job, state: RunState) -> None:
+    bad = [
+        name
+        for name, parameter in job.model.named_parameters()
+        if parameter.is_floating_point() and not paddle.isfinite(parameter.sum()).item()
+    ]
+    if bad:
+        raise NonFiniteLossError(
+            f"After step {state.step} these weights are not finite: {', '.join(bad[:5])}; they were not "
+            "saved, so the last checkpoint is the last good one. Try a lower learning rate."
+        )
+
+
+def _check_alike(job: Job, state: RunState) -> None:
+    """Makes sure that the ranks have the same weights: sums of the same bits are equal."""
+    if job.ranks.size == 1:
+        return
+    sums = {name: parameter.sum().item() for name, parameter in job.model.named_parameters()}
+    own = np.array(list(sums.values()), np.float64)
+    for rank, other in enumerate(job.ranks.gather({"sums": own})):
+        same = np.equal(other["sums"], own) | (np.isnan(own) & np.isnan(other["sums"]))
+        differing = [name for name, alike in zip(sums, same, strict=True) if not alike]
+        if differing:
+            raise RankError(
+                f"After step {state.step} the ranks {job.ranks.rank} and {rank} have different weights: "
+                f"{', '.join(differing[:5])}. Does the model change them outside its optimizer?"
+            )
+
+
+def share_buffers(job: Job) -> None:
+    """Gives all ranks rank 0's buffers: the running means of a batch norm, say, are each rank's own."""
+    job.ranks.broadcast_tensors(job.model.buffers())
 
 
 def write(job: Job, state: RunState, position: Any) -> None:
     """Writes a checkpoint, without a word to the other ranks; for rank 0.
 
     Raises:
+        NonFiniteLossError: a weight is NaN or infinite; nothing was saved.
         CheckpointError: it cannot be written.
     """
+    _check_finite(job, state)
     path = job.checkpointer.save(
         Checkpoint(
             state=state,

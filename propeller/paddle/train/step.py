@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from propeller.errors import DataError
+from propeller.errors import ConfigError, DataError
 from propeller.paddle.distributed import Ranks
 from propeller.paddle.runtime import paddle
 from propeller.paddle.train.model import Batch, Model, part_of, run_loss
@@ -42,6 +42,8 @@ class Step:
     Attributes:
         num_examples: of the whole batch, over all ranks; known after `backward`.
         num_tokens: likewise.
+        updated: whether `update` has changed the weights. In fp16 a gradient that overflows changes
+            nothing; the step counts all the same.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Step:
         self.num_examples = self.num_tokens = 0
         self._batches, self._ranks, self._precision, self._profiler = batches, ranks, precision, profiler
         self._alone = ranks.size == 1 and len(batches) == 1
+        self.updated = False
         self._weight = math.nan
         self._overflowed = False
 
@@ -116,11 +119,13 @@ class Step:
         with self._profiler.span("communication"):
             used = self._used_somewhere()
             if not self._alone:
+                _refuse_sparse(self.parameters)
                 self._ranks.sum_gradients(used, 1.0 / self._weight)
         with self._profiler.span("optimizer"):
             finite = self._precision.unscale(used) and not self._overflowed
             if finite:
                 self.optimizer.step()
+            self.updated = finite
             self._precision.update(finite)
             # Not to zero: what the next batch does not use must not count as used.
             self.optimizer.clear_grad(set_to_zero=False)
@@ -132,7 +137,8 @@ class Step:
             *counts, working = self._ranks.sum([*has, bool(self._batches)])
             has = [count > 0 for count in counts]
             partly = [0 < count < working for count in counts]
-            _report_unused(tuple(itertools.compress(self.parameters, partly)))
+            for name in itertools.compress(self.parameters, partly):
+                _report_unused(name)
         return list(itertools.compress(self.parameters.values(), has))
 
 
@@ -146,14 +152,22 @@ def plain_step(step: Step) -> float:
     return loss
 
 
-@functools.cache  # says it once
-def _report_unused(names: tuple[str, ...]) -> None:
-    if names:
-        log.warning(
-            "some ranks did not use these parameters for their rows of a batch, where others did: %s. "
-            "A missing gradient counts as zero, as it would in one process.",
-            ", ".join(names),
-        )
+def _refuse_sparse(parameters: Mapping[str, paddle.Tensor]) -> None:
+    for name, parameter in parameters.items():
+        if parameter.grad is not None and parameter.grad.is_selected_rows():
+            raise ConfigError(
+                f"{name} has a sparse gradient, which cannot be summed over ranks and micro-batches here. "
+                "Make its embedding with sparse=False; of tables only the rows in use are sent in any case."
+            )
+
+
+@functools.cache  # says it once for each
+def _report_unused(name: str) -> None:
+    log.warning(
+        "%s was not used by some ranks for their rows of a batch, where others used it. A missing gradient "
+        "counts as zero, as it would in one process.",
+        name,
+    )
 
 
 def micro_batches(model: Model, columns: Mapping[str, Any], ranks: Ranks, count: int) -> list[Batch]:

@@ -18,11 +18,12 @@ from ernie.tasks.classification import ClassificationProcessor
 from ernie.tasks.finetuning import (
     DataFiles,
     argument_parser,
+    batch_size,
     batched,
     check_hparams,
     resolve_model,
+    step_batch_size,
     warm_start_setting,
-    whole_batch,
     with_max_steps,
     with_precision,
 )
@@ -31,6 +32,8 @@ from ernie.tokenizing import load_tokenizer
 from propeller.config import parse_hparam
 from propeller.data import Dataset
 from propeller.errors import CheckpointError, ConfigError
+from propeller.paddle import distributed
+from propeller.paddle.distributed import Ranks
 from propeller.types import HParams, RunConfig
 
 VOCABULARY = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", "good", "bad", "Good"]
@@ -312,14 +315,37 @@ class TestBatches:
     @pytest.mark.parametrize("size", [0, -1, 2.5, "8", True, None])
     def test_wrong_size(self, size):
         with pytest.raises(ConfigError, match="batch_size must be a whole number of at least 1"):
-            whole_batch(HParams(batch_size=size), ranks=2)
+            batch_size(HParams(batch_size=size))
 
-    def test_the_batch_of_several_ranks(self, monkeypatch):
+    @pytest.fixture
+    def of_ranks(self, monkeypatch, tmp_path):
+        """The batch of a step for so many ranks, which --nproc started or not."""
+
+        def find(ranks, *, nproc=False, restart=False, size=8):
+            monkeypatch.setattr(distributed, "_joined", [Ranks(size=ranks)])
+            monkeypatch.delenv("PROPELLER_WHOLE_BATCH", raising=False)
+            if nproc:
+                monkeypatch.setenv("PROPELLER_WHOLE_BATCH", "1")
+            config = RunConfig(model_dir=str(tmp_path / "run"))
+            return step_batch_size(HParams(batch_size=size), config, restart=restart)
+
+        return find
+
+    def test_the_batch_of_several_ranks(self, of_ranks):
         """Of each rank under a launcher, as in the older scripts; the whole one under --nproc."""
-        assert whole_batch(HParams(batch_size=8), ranks=4) == 32
-        assert whole_batch(HParams(), ranks=1) == 32
-        monkeypatch.setenv("PROPELLER_WHOLE_BATCH", "1")
-        assert whole_batch(HParams(batch_size=8), ranks=4) == 8
+        assert of_ranks(4) == 32 and of_ranks(1) == 8
+        assert of_ranks(4, nproc=True) == 8
+
+    def test_a_run_keeps_its_batch(self, of_ranks, tmp_path):
+        model_dir = tmp_path / "run"
+        before = {"hparams": {"batch_size": 8, "step_batch_size": 16}}
+        model_dir.mkdir()
+        (model_dir / "run.json").write_text(json.dumps(before))
+        assert of_ranks(1) == 8, "there is no checkpoint: it begins anew"
+        (model_dir / "checkpoints/step_00000010").mkdir(parents=True)
+        assert [of_ranks(1), of_ranks(4), of_ranks(4, nproc=True)] == [16, 16, 16]
+        assert of_ranks(4, restart=True) == 32
+        assert of_ranks(2, size=4) == 8, "what the user changes is changed, and then refused"
 
     def test_an_epoch_has_every_example_once(self, processor):
         """Also where the pool of the length groups is larger than the data."""

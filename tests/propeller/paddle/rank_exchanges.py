@@ -58,7 +58,9 @@ def sum_gradients(report, cases):
         own = gradients(ranks.rank, shapes, missing, touched)
         parameters = [paddle.create_parameter(shape, "float32") for shape in shapes]
         for parameter, gradient in zip(parameters, own, strict=True):
-            parameter.grad = None if gradient is None else paddle.to_tensor(gradient)
+            parameter.clear_gradient(set_to_zero=False)
+            if gradient is not None:
+                parameter.grad = paddle.to_tensor(gradient)
         ranks.sum_gradients(parameters, 0.125)
         found.append([parameter.grad.numpy() for parameter in parameters])
     return found

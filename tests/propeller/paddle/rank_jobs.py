@@ -251,8 +251,8 @@ def train(report, model_dir, *, data=None, hparams=None, act=None, broken=None, 
             return act[2]
 
     batches = dataset(**(data or {}))
-    if broken is not None and broken[0] == rank:
-        batches = batches.map(_failing_at(broken[1]))
+    if broken is not None:  # the same pipeline on all ranks, as it must be
+        batches = batches.map(_failing_at(broken[1] if broken[0] == rank else None))
     with _killed(report, *kill[1:]) if kill and kill[0] == rank else contextlib.nullcontext():
         state = learner.train(
             batches, hooks=[Recorder(do)], eval_datasets={"dev": dev_set()},
@@ -271,7 +271,7 @@ def _failing_at(step):
     count = itertools.count(1)
 
     def check(batch):
-        if next(count) >= step:
+        if step is not None and next(count) >= step:
             raise DataError("a label is 7; expected 0 or 1", path="train.tsv", line=step)
         return batch
 

@@ -120,9 +120,9 @@ class TestAlone:
 class TestJoin:
     @pytest.fixture(autouse=True)
     def _anew(self):
-        distributed.join.cache_clear()
+        distributed._joined.clear()
         yield
-        distributed.join.cache_clear()
+        distributed._joined.clear()
 
     def test_without_a_launcher(self, monkeypatch):
         for name in ("PADDLE_TRAINER_ID", "PADDLE_TRAINERS_NUM"):
