@@ -8,9 +8,24 @@ import threading
 
 import numpy as np
 
-from propeller.errors import DataError
+from propeller.errors import ConfigError, DataError
 from propeller.paddle import distributed
 from propeller.paddle.runtime import paddle
+
+
+def same_or_not(report):
+    """What all ranks have to agree on, and one that fails where nobody exchanges anything."""
+    ranks = distributed.join("cpu")
+    ranks.check_same({"seed": 1}, "Seeds")
+    try:
+        ranks.check_same({"seed": ranks.rank}, "Seeds")
+    except ConfigError as error:
+        report("differ", str(error))
+    ranks.broadcast_tensors([paddle.zeros([0, 3])])  # a buffer that holds nothing
+    with ranks.telling():
+        if ranks.rank == 1:
+            raise ValueError("rank 1 cannot make its model")
+        ranks.wait()
 
 
 def exchange_values(report):

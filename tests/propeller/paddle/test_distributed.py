@@ -117,6 +117,14 @@ class TestAlone:
         assert parameter.grad.tolist() == [0.5, -1.0]
 
 
+def test_ranks_must_have_the_same_and_a_failure_is_told(start_ranks):
+    ranks = start_ranks(2, "same_or_not")
+    for rank in range(2):
+        assert ranks.next(rank, "differ") == "Seeds of rank 1 differ from those of rank 0. Give all the same."
+    assert ranks.codes() == [1, 1]
+    assert "error: rank 1 failed: rank 1 cannot make its model" in ranks.log(0)
+
+
 class TestJoin:
     @pytest.fixture(autouse=True)
     def _anew(self):

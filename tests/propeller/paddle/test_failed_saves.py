@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 import propeller.paddle as propeller
-from propeller.errors import CheckpointError
+from propeller.errors import CheckpointError, NonFiniteLossError
 from propeller.paddle.train.checkpoint import Checkpointer, load_checkpoint
+from propeller.types import RunMode
 
 HPARAMS = {"dropout": 0.3}
 resource = pytest.importorskip("resource")  # Windows has none
@@ -154,3 +155,29 @@ def test_a_folder_that_may_not_be_written(saved, toy, train_data):
         checkpoints.chmod(0o700)
     assert names_in(config) == ["step_00000002"]
     assert propeller.Learner(toy, config, HPARAMS).train(train_data).step == 4
+
+
+def test_weights_that_are_not_finite_are_not_saved_when_an_evaluation_fails(
+    toy, run_config, train_data, dev_data
+):
+    """Else the run could never go on: it would take up these, and fail again."""
+
+    class Broken(toy):
+        def loss(self, predictions, labels):
+            total, weight = super().loss(predictions, labels)
+            if self.mode is RunMode.TRAIN and self.run_config.max_steps == 4:
+                square_root = (self.out.bias * 0).sum().sqrt()  # 0, and its gradient is infinite
+                total = total + square_root * 1e-30
+            return total, weight
+
+    config = run_config(max_steps=2, eval_steps=100)
+    propeller.Learner(Broken, config).train(train_data)
+    config = dataclasses.replace(config, max_steps=4, eval_steps=3, save_steps=100)
+    with pytest.raises(NonFiniteLossError, match="After step 3 these weights are not finite"):
+        learner = propeller.Learner(Broken, config)
+        learner.train(train_data, eval_datasets={"dev": dev_data.map(no_labels)})
+    assert names_in(config) == ["step_00000002"]
+
+
+def no_labels(batch):
+    raise ValueError("this set cannot be read")
