@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -95,7 +96,20 @@ def apply_disconfig(environ: MutableMapping[str, str] = os.environ) -> None:
     if len(addresses) == 1:
         return
     rank = index + (len(chiefs) if members is workers else 0)
+    if rank == 0:
+        _check_free(addresses[0])
+    log.info("rank %d of %d; they meet at %s", rank, len(addresses), addresses[0])
     environ.update(_paddle_variables(addresses, rank, environ))
+
+
+def _check_free(address: str) -> None:
+    """Raises ConfigError where the port is taken: Paddle would abort."""
+    try:
+        socket.create_server(("", int(address.rpartition(":")[2]))).close()
+    except OSError as error:
+        raise ConfigError(
+            f"{DISCONFIG_ENV}: rank 0 cannot listen on {address}: {error.strerror}. Is it running already?"
+        ) from error
 
 
 def _part(config: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -213,8 +227,11 @@ def relaunch(nproc: str | None, run_config: RunConfig, *, restart: bool = False)
         return None
     script = _script()
     model_dir = Path(run_config.model_dir)
-    if restart:
-        atomic.set_aside(model_dir)
+    if restart and (kept := atomic.set_aside(model_dir)):
+        log.info("beginning anew; what was in %s is kept as %s", model_dir, kept)
+    cores = available_cores()
+    if ranks > cores and not visible_gpus():
+        log.warning("%d processes on %d cores take turns: more memory, and no time saved", ranks, cores)
     with atomic.FolderLock(model_dir):
         folder = model_dir / "launch"
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -227,8 +244,13 @@ def relaunch(nproc: str | None, run_config: RunConfig, *, restart: bool = False)
         try:
             return _wait_for(command, _environment(ranks, on_cpu), folder)
         finally:
-            for path in itertools.chain.from_iterable(map(folder.glob, _ENVIRONMENT_FILES)):
-                path.unlink()
+            _remove_environment(folder)
+
+
+def _remove_environment(folder: Path) -> None:
+    """Removes what the launcher wrote of the environment; it does not need it once the ranks run."""
+    for path in itertools.chain.from_iterable(map(folder.glob, _ENVIRONMENT_FILES)):
+        path.unlink(missing_ok=True)
 
 
 def _script() -> list[str]:
@@ -275,6 +297,7 @@ def _wait_for(command: Sequence[str], environ: Mapping[str, str], folder: Path) 
         try:
             while (code := _poll(launcher)) is None:
                 shown.more()
+                _remove_environment(folder)
                 while passed_on < len(caught):
                     launcher.terminate()
                     passed_on += 1

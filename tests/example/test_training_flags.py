@@ -52,6 +52,10 @@ def test_all_cores_and_the_launcher_give_the_weights_of_one_process(finetune, sh
         assert "[rank 0] [dev evaluation] loss: " in result.err + result.out
         assert_close(newest_weights(tmp_path / "output"), newest_weights(tmp_path / name), 1e-5)
         assert (tmp_path / name / "best/inference/bundle.json").exists()
+        # And on in one process, with the same batches.
+        more = {"model_dir": str(tmp_path / name), "max_steps": 9}
+        resumed = finetune(run_config=more, hparam={**NO_DROPOUT, "batch_size": batch_size})
+        assert resumed.code == 0 and "changed since this run was last started: ranks: 2 -> 1" in resumed.err
 
 
 def test_everything_at_once(finetune, tmp_path):
@@ -64,6 +68,12 @@ def test_everything_at_once(finetune, tmp_path):
     result = finetune("--restart", run_config=config, hparam={**hparams, "freeze": [], "fgm_epsilon": 0.5})
     assert result.code == 0, result.err
     assert (tmp_path / "output.1/checkpoints/step_00000004").is_dir()
+
+
+def test_numerics_are_checked_and_the_best_is_exported(finetune, tmp_path):
+    result = finetune("--check_numerics")
+    assert result.code == 0, result.err
+    assert (tmp_path / "output/best/inference/bundle.json").exists()
 
 
 def test_find_learning_rate_prints_and_leaves_nothing(finetune, tmp_path):

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -36,6 +37,14 @@ def with_gpus(monkeypatch, folder, listed):
     (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{listed}\n")
     (folder / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
+def test_a_port_that_is_taken():
+    with socket.create_server(("", 0)) as other:
+        chief = f"127.0.0.1:{other.getsockname()[1]}"
+        environ = disconfig("chief", chief=[chief])
+        with pytest.raises(ConfigError, match=rf"cannot listen on {chief}: .* Is it running already"):
+            launch.apply_disconfig(environ)
 
 
 class TestRankFromEnvironment:

@@ -164,7 +164,10 @@ class Checkpointer:
                 problems.append(str(error))
                 self._damaged.add(step)  # it does not count among those that are kept
         if problems:
-            raise CheckpointError("No checkpoint can be loaded. " + " ".join(problems))
+            raise CheckpointError(
+                "No checkpoint can be loaded. " + " ".join(problems) + " Bring one back, choose another "
+                "model_dir, or begin anew with --restart, which keeps this folder aside."
+            )
         return None
 
 

@@ -175,8 +175,8 @@ class Learner:
         """Holds `model_dir` for this run, with first weights and what training sets in the process."""
         model_dir = Path(self.run_config.model_dir)
         with contextlib.ExitStack() as stack:
-            if restart and self.ranks.is_main:
-                atomic.set_aside(model_dir)
+            if restart and self.ranks.is_main and (kept := atomic.set_aside(model_dir)):
+                log.info("beginning anew; what was in %s is kept as %s", model_dir, kept)
             if restart and self._has_weights:
                 self._model, self._has_weights = None, False  # not on from what this one has learnt
             if self.ranks.is_main:
@@ -184,7 +184,6 @@ class Learner:
                 if self._warm_start_setting is not None and not self._checkpointer.steps():
                     warm_start(self.model, self._warm_start_setting)  # the other ranks get it from here
             stack.enter_context(training_settings())
-            stack.enter_context(_checked_numerics(self.run_config.check_numerics))
             yield
 
     def find_learning_rate(
@@ -316,18 +315,6 @@ class Learner:
 
 def _own_hooks() -> list[Hook]:
     return [LoggingHook(), ProgressHook(), SummaryHook(), CurvesHook()]
-
-
-@contextlib.contextmanager
-def _checked_numerics(wanted: bool) -> Iterator[None]:
-    """Has Paddle look at the result of every operation, where `wanted`."""
-    if wanted:
-        paddle.set_flags({"FLAGS_check_nan_inf": True})
-    try:
-        yield
-    finally:
-        if wanted:
-            paddle.set_flags({"FLAGS_check_nan_inf": False})
 
 
 def _show_profile(profiler: Profiler, folder: Path) -> None:

@@ -89,7 +89,7 @@ def train(job: Job, state: RunState, position: Any) -> RunState:
                 if signum:
                     raise _interrupted(signum, state)
             if last is not None and state.step >= last:
-                reason = f"step {last} is already reached"
+                reason = f"step {last} is already reached (the run is at step {state.step})"
             reason, _ = _agreed(job, reason, ())
             if reason is not None:
                 log.info("nothing to do: %s", reason)
@@ -208,7 +208,8 @@ def _step(job: Job, state: RunState, columns: Mapping[str, Any]) -> StepResult:
     learning_rate = optimizer.get_lr()
     step = job.step(columns)
     try:
-        loss = job.step_strategy(step)
+        with _checked_numerics(config.check_numerics):
+            loss = job.step_strategy(step)
     except (FloatingPointError, RuntimeError) as error:
         found = _NOT_FINITE.search(str(error))
         if not isinstance(error, FloatingPointError) and found is None:
@@ -230,6 +231,21 @@ def _step(job: Job, state: RunState, columns: Mapping[str, Any]) -> StepResult:
         if job.average is not None and step.updated:
             job.average.update()
     return StepResult(loss, learning_rate, step.num_examples, step.num_tokens)
+
+
+@contextlib.contextmanager
+def _checked_numerics(wanted: bool) -> Iterator[None]:
+    """Has Paddle look at the result of every operation of a step, where `wanted`.
+
+    Not of an export: the look fails within oneDNN's kernels.
+    """
+    if wanted:
+        paddle.set_flags({"FLAGS_check_nan_inf": True})
+    try:
+        yield
+    finally:
+        if wanted:
+            paddle.set_flags({"FLAGS_check_nan_inf": False})
 
 
 def _seed(seed: int, step: int, rank: int) -> None:
