@@ -145,7 +145,7 @@ class Ranks:
             pieces.append((group, flat, self._all_reduce(flat, sync_op=False)))
         for group, flat, task in pieces:
             self._finish(task)
-            flat = flat * factor
+            flat.scale_(factor)
             start = 0
             for parameter in group:
                 stop = start + parameter.size
