@@ -33,7 +33,9 @@ def test_everything_public_has_a_docstring(root: Path) -> None:
     assert [name for path in files for name in undocumented(path)] == []
 
 
-@pytest.mark.parametrize("package", ["propeller", "propeller.data", "propeller.paddle", "propeller.service", "ernie"])
+@pytest.mark.parametrize(
+    "package", ["propeller", "propeller.data", "propeller.paddle", "propeller.service", "ernie"]
+)
 def test_static_and_lazy_names_agree(package: str) -> None:
     module = importlib.import_module(package)
     tree = ast.parse(Path(str(module.__file__)).read_text("utf-8"))

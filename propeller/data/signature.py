@@ -127,11 +127,10 @@ def _feed(update: Callable[[bytes], None], value: Any) -> None:
         for item in value:
             _feed(update, item)
     else:
-        from propeller.data.dataset import Dataset  # which imports this module
-
-        if not isinstance(value, Dataset):  # of which there may be a list, to interleave
+        signature = getattr(value, "signature", None)  # a dataset's: there may be a list of them, to interleave
+        if not callable(signature):
             raise _CannotTell
-        _feed(update, value.signature())
+        _feed(update, signature())
 
 
 def as_json(signature: Signature) -> Signature:
