@@ -127,7 +127,7 @@ def _feed(update: Callable[[bytes], None], value: Any) -> None:
         for item in value:
             _feed(update, item)
     else:
-        signature = getattr(value, "signature", None)  # a dataset's: there may be a list of them, to interleave
+        signature = getattr(value, "signature", None)  # that of a dataset, of which there may be a list
         if not callable(signature):
             raise _CannotTell
         _feed(update, signature())
