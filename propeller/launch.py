@@ -38,7 +38,7 @@ _RANK_ENV, _SIZE_ENV = "PADDLE_TRAINER_ID", "PADDLE_TRAINERS_NUM"
 _MAX_CPU_RANKS = 8
 # The launcher takes these from the environment before its own flags, by which it is called here.
 _LAUNCHER_ENV = ("PADDLE_LOG_DIR", "PADDLE_LOG_LEVEL", "PADDLE_LOG_OVERWRITE", "PADDLE_NPROC_PER_NODE")
-# Files in which the launcher keeps the whole environment, passwords and all.
+# Files in which the launcher keeps the whole environment, passwords and all. Ranks that start read them.
 _ENVIRONMENT_FILES = ("envlog.*", "backup_env.*.json", "default.*.log")
 _POLL_S = 0.1
 _TAIL_LINES = 30
@@ -244,13 +244,8 @@ def relaunch(nproc: str | None, run_config: RunConfig, *, restart: bool = False)
         try:
             return _wait_for(command, _environment(ranks, on_cpu), folder)
         finally:
-            _remove_environment(folder)
-
-
-def _remove_environment(folder: Path) -> None:
-    """Removes what the launcher wrote of the environment; it does not need it once the ranks run."""
-    for path in itertools.chain.from_iterable(map(folder.glob, _ENVIRONMENT_FILES)):
-        path.unlink(missing_ok=True)
+            for path in itertools.chain.from_iterable(map(folder.glob, _ENVIRONMENT_FILES)):
+                path.unlink()
 
 
 def _script() -> list[str]:
@@ -297,7 +292,6 @@ def _wait_for(command: Sequence[str], environ: Mapping[str, str], folder: Path) 
         try:
             while (code := _poll(launcher)) is None:
                 shown.more()
-                _remove_environment(folder)
                 while passed_on < len(caught):
                     launcher.terminate()
                     passed_on += 1

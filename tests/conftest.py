@@ -28,8 +28,9 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> None:
-    """A run in the background ignores Ctrl-C, and so would every process that a test starts."""
+    """In the background Ctrl-C is ignored, under nohup SIGHUP; so would every process that a test starts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
