@@ -42,7 +42,8 @@ def main() -> int:
     """Parses the flags and trains, or predicts."""
     args = finetuning.argument_parser(str(__doc__)).parse_args()
     run_config, hparams = parse_runconfig(args), parse_hparam(args)
-    launch.apply_disconfig()
+    if not args.do_predict:
+        launch.apply_disconfig()
     cli.setup_logging()
     if args.do_predict:
         return finetuning.predict_stdin(args, run_config)

@@ -30,6 +30,7 @@ _COUNT = struct.Struct("<Q")
 # port and says nothing must not hold up the start.
 _JOIN_S = 300
 _HANDSHAKE_S = 5
+# (The last also ends a connection whose peer lives but does not read: large frames only after an exchange.)
 _KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 15_000}
 # How long a rank whose tensors did not come through waits to hear from the others why.
 _EXPLANATION_S = 5.0

@@ -98,7 +98,6 @@ def apply_disconfig(environ: MutableMapping[str, str] = os.environ) -> None:
     rank = index + (len(chiefs) if members is workers else 0)
     if rank == 0:
         _check_free(addresses[0])
-    log.info("rank %d of %d; they meet at %s", rank, len(addresses), addresses[0])
     environ.update(_paddle_variables(addresses, rank, environ))
 
 

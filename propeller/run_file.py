@@ -30,7 +30,8 @@ def read_run_file(model_dir: str | Path) -> dict[str, Any] | None:
         return dict(json.loads(path.read_text("utf-8")))
     except (ValueError, TypeError) as error:
         raise ConfigError(
-            f"{path} is no JSON object any more ({error}). Mend it, or remove it: every start writes it anew."
+            f"{path} is no JSON object any more ({error}). Mend it, or remove it: every start writes it "
+            "anew. (A run that then goes on as another number of processes needs the batch_size of a step.)"
         ) from error
 
 

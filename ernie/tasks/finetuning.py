@@ -226,10 +226,11 @@ def step_batch_size(hparams: HParams, run_config: RunConfig, *, restart: bool) -
     ranks = join(run_config.device)
     size = batch_size(hparams)
     whole = size if started_by_nproc() else size * ranks.size
-    if ranks.is_main and not restart and any(Path(run_config.model_dir, "checkpoints").glob("step_*")):
-        before = (read_run_file(run_config.model_dir) or {}).get("hparams", {})
-        if before.get("batch_size", 32) == size:
-            whole = before.get("step_batch_size", whole)
+    with ranks.telling():
+        if ranks.is_main and not restart and any(Path(run_config.model_dir, "checkpoints").glob("step_*")):
+            before = (read_run_file(run_config.model_dir) or {}).get("hparams")
+            if isinstance(before, dict) and before.get("batch_size", 32) == size:
+                whole = before.get("step_batch_size", whole)
     return int(ranks.broadcast(whole))
 
 

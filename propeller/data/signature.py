@@ -128,7 +128,7 @@ def _feed(update: Callable[[bytes], None], value: Any) -> None:
             _feed(update, item)
     else:
         signature = getattr(value, "signature", None)  # that of a dataset, of which there may be a list
-        if not callable(signature):
+        if isinstance(value, type) or not callable(signature) or not hasattr(value, "iterate"):
             raise _CannotTell
         _feed(update, signature())
 

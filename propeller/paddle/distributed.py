@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ from propeller import atomic, launch
 from propeller.channel import Channel
 from propeller.errors import ConfigError, Interrupted, RankError
 from propeller.paddle.runtime import paddle
+
+log = logging.getLogger("propeller")
 
 # Gradients travel in pieces of about this size, so that one is summed while the next is put together.
 _PIECE_BYTES = 32 << 20
@@ -82,6 +85,7 @@ class Ranks:
         if self._channel is None:
             return [dict(arrays)]
         own = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        self.wait()  # what is larger than a socket's buffers must find its readers: see the channel
         return [safetensors.numpy.load(payload) for payload in self._exchange(safetensors.numpy.save(own))]
 
     def broadcast(self, value: Any) -> Any:
@@ -257,6 +261,7 @@ def _join(device: str | None) -> Ranks:
         )
     if device == "cpu":
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
+    log.info("rank %d of %d; they meet at %s", rank, size, _main_host())
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # a frame around a flag that it set itself
             paddle.distributed.init_parallel_env()

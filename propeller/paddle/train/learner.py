@@ -113,7 +113,8 @@ class Learner:
             hooks: in addition to logging, progress bar, summaries and curves; rank 0 alone calls them.
             exporters: called after each evaluation, by rank 0 alone.
             step_strategy: what makes one update of one batch.
-            restart: begin anew; a `model_dir` that is there is kept under another name.
+            restart: begin anew; a `model_dir` that is there is kept under another name. (A script that
+                calls `launch.relaunch` gives it to that instead.)
 
         Returns:
             The state reached.
@@ -132,6 +133,7 @@ class Learner:
                 job = self._job(
                     train_dataset,
                     step_strategy,
+                    data=[*train_dataset.signature(), {"kind": "order", "seed": config.seed}],
                     eval_datasets=eval_datasets or {},
                     hooks=[*_own_hooks(), *hooks] if main_only else [],
                     exporters=exporters if main_only else [],
@@ -161,7 +163,6 @@ class Learner:
             optimizer=self.model.optimizer(),
             run_config=config,
             train_dataset=train_dataset,
-            data=[*train_dataset.signature(), {"kind": "order", "seed": config.seed}],
             checkpointer=self._checkpointer,
             step_strategy=step_strategy,
             ranks=self.ranks,
@@ -209,7 +210,7 @@ class Learner:
             if not self._has_weights and self._warm_start_setting is not None:
                 warm_start(self.model, self._warm_start_setting)
             self.ranks.broadcast_tensors(list(self.model.state_dict().values()))
-            job = self._job(train_dataset, step_strategy, eval_datasets={}, hooks=[], exporters=[])
+            job = self._job(train_dataset, step_strategy, data=[], eval_datasets={}, hooks=[], exporters=[])
             with training_settings():
                 return find_learning_rate(job, lowest=lowest, highest=highest, num_steps=num_steps)
 

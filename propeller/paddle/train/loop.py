@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import random
 import re
@@ -315,23 +316,24 @@ def _catch_signals(*, once: bool) -> Iterator[list[int]]:
             a second: of ranks only one that comes after `_PATIENCE_S` counts.
     """
     caught: list[int] = []
-    deadline: list[float] = []
+    deadline = math.inf
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
     previous = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: Any) -> None:
+        nonlocal deadline
         caught.append(number)
         if once:
             signal.signal(number, previous[number])
             # Not by the log: the handler may have interrupted it.
             os.write(2, b"stopping after this step, with a checkpoint; once more ends at once, without\n")
-        elif len(caught) == 1:
-            deadline.append(time.monotonic() + _PATIENCE_S)
-        elif time.monotonic() > deadline[0]:  # a rank that hangs must not be deaf
+        elif time.monotonic() > deadline:  # a rank that hangs must not be deaf
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+        else:
+            deadline = min(deadline, time.monotonic() + _PATIENCE_S)
 
     for number in previous:
         signal.signal(number, note)

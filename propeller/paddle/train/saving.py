@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from typing import Any
@@ -149,8 +150,18 @@ def _check_alike(job: Job, state: RunState) -> None:
 
 
 def share_buffers(job: Job) -> None:
-    """Gives all ranks rank 0's buffers: the running means of a batch norm, say, are each rank's own."""
-    job.ranks.broadcast_tensors(job.model.buffers())
+    """Gives all ranks rank 0's buffers, and what no gradient changes.
+
+    The running means of a batch norm, which are parameters to Paddle, are each rank's own. Frozen weights are
+    the same on all, and are not sent.
+    """
+    if job.ranks.size == 1:
+        return
+    untrained = [p for name, p in job.model.named_parameters() if name not in job.parameters]
+    own = np.array([parameter.sum().item() for parameter in untrained], np.float64)
+    sums = np.stack([found["sums"] for found in job.ranks.gather({"sums": own})])
+    changed = ~(sums == sums[0]).all(axis=0)  # the same on all ranks
+    job.ranks.broadcast_tensors([*job.model.buffers(), *itertools.compress(untrained, changed)])
 
 
 def write(job: Job, state: RunState, position: Any) -> None:

@@ -142,6 +142,7 @@ class Step:
         return list(itertools.compress(self.parameters.values(), has))
 
 
+# Makes one update, by `step.update()`, and returns the mean loss.
 StepStrategy = Callable[[Step], float]
 
 

@@ -81,7 +81,7 @@ class Bags(propeller.Model):
     def __init__(self, hparams, mode, run_config):
         super().__init__(hparams, mode, run_config)
         self.table = paddle.nn.Embedding(50, 16, padding_idx=0)
-        self.norm = paddle.nn.LayerNorm(16)
+        self.norm = paddle.nn.BatchNorm1D(16) if hparams.get("batch_norm") else paddle.nn.LayerNorm(16)
         self.dropout = paddle.nn.Dropout(hparams.get("dropout", 0.0))
         self.out = paddle.nn.Linear(16, 2)
         self.unused = paddle.nn.Linear(3, 3)

@@ -125,6 +125,18 @@ def evaluated(fork_ranks, tmp_path_factory):
     return found
 
 
+def test_a_batch_norm_has_the_means_of_rank_0(start_ranks, tmp_path):
+    """Each rank has its own while it trains; what is evaluated and saved is one model."""
+    config = {"max_steps": 6, "eval_steps": 2, "save_steps": 3}
+    ranks = start_ranks(
+        2, "train", model_dir=str(tmp_path / "run"), hparams={"batch_norm": True}, **config
+    )
+    first, second = (found["weights"] for found in ranks.results())
+    assert any("_mean" in name for name in first)
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, second[name], err_msg=name)
+
+
 class TestEvaluation:
     @pytest.mark.parametrize("size", SIZES)
     @pytest.mark.parametrize("case", range(len(EVALUATIONS)), ids=str)
