@@ -41,7 +41,7 @@ from propeller.errors import DataError, Interrupted, NonFiniteLossError
 from propeller.paddle.runtime import paddle
 from propeller.paddle.train import saving
 from propeller.paddle.train.checkpoint import schedule_of
-from propeller.paddle.train.evaluation import CutShort, evaluate_all
+from propeller.paddle.train.evaluation import CutShort, Results, evaluate_all
 from propeller.paddle.train.hooks import Hook, StepResult
 from propeller.paddle.train.job import Job
 from propeller.types import RunConfig, RunMode, RunState
@@ -85,7 +85,8 @@ def train(job: Job, state: RunState, position: Any) -> RunState:
         batches = _last_marked(job.train_dataset.iterate(position, seed=config.seed), state)
         with contextlib.closing(batches), _catch_signals(once=job.ranks.size == 1) as caught:
             if state.evaluation_due:
-                state, reason, signum = _evaluate(job, state, reason, caught)
+                state, results = _evaluate(job, state, caught)
+                reason, signum = _heard(job, state, results, reason, caught)
                 saving.save(job, state, position)
                 if signum:
                     raise _interrupted(signum, state)
@@ -153,11 +154,13 @@ def _settle(
     if evaluates:
         state = dataclasses.replace(state, evaluation_due=True)
         try:
-            state, reason, signum = _evaluate(job, state, reason, caught)
+            state, results = _evaluate(job, state, caught)
         except Exception:  # a failing export must not cost the steps
             if job.ranks.is_main:
                 saving.write(job, state, position)
             raise
+        # Beyond this a failure costs the steps since the last checkpoint: hooks must not hear of it twice.
+        reason, signum = _heard(job, state, results, reason, caught)
     if signum or _due(config.save_steps, config, state, end or reason is not None):
         saving.save(job, state, position)
     return state, reason, signum
@@ -265,14 +268,12 @@ def _asked(reasons: Sequence[str | None]) -> str | None:
     return next((reason for reason in reasons if reason is not None), None)
 
 
-def _evaluate(
-    job: Job, state: RunState, reason: str | None, caught: Sequence[int]
-) -> tuple[RunState, str | None, int]:
-    """Evaluates every set, exports what is better, tells the hooks.
+def _evaluate(job: Job, state: RunState, caught: Sequence[int]) -> tuple[RunState, Results]:
+    """Evaluates every set, and exports what is better.
 
     Returns:
-        The state, in which an evaluation is no longer due unless a signal cut it short; the reason to
-        stop, if there is one; the signal, or 0. All ranks get the same.
+        The state, in which an evaluation is no longer due unless a signal cut it short, and the results;
+        none if it was cut short.
     """
     config = job.run_config
     try:
@@ -291,11 +292,17 @@ def _evaluate(
                     for exporter in job.exporters:
                         exporter.export(job.model, state, results, columns)
     except CutShort:
-        return state, *_agreed(job, reason, caught)
-    state = dataclasses.replace(state, evaluation_due=False)
+        return state, {}
+    return dataclasses.replace(state, evaluation_due=False), results
+
+
+def _heard(
+    job: Job, state: RunState, results: Results, reason: str | None, caught: Sequence[int]
+) -> tuple[str | None, int]:
+    """Tells the hooks of an evaluation; returns what all ranks then agree on."""
     with job.profiler.span("hooks"):
         asked = _asked([hook.eval_end(state, results) for hook in job.hooks]) if results else None
-    return state, *_agreed(job, asked or reason, caught)
+    return _agreed(job, asked or reason, caught)
 
 
 def _averages(job: Job) -> contextlib.AbstractContextManager[None]:

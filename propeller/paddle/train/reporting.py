@@ -31,8 +31,12 @@ class LoggingHook(Hook):
     def train_begin(self, run_config: RunConfig, state: RunState, last_step: int | None) -> None:
         self._log_steps, self._last_step = run_config.log_steps, last_step
         self._path = Path(run_config.model_dir) / METRICS_FILE
-        # Steps after the checkpoint that this run goes on from will be made, and logged, once more.
-        kept = [line for line in read_metrics(self._path) if line["step"] <= state.step]
+        # What comes after the checkpoint that this run goes on from will be made, and logged, once more.
+        kept = [
+            line
+            for line in read_metrics(self._path)
+            if line["step"] < state.step + (line["event"] == "train" or not state.evaluation_due)
+        ]
         atomic.write_text(self._path, "".join(atomic.to_json(line) + "\n" for line in kept))
         self._sums: dict[str, float] = {}  # since the last log line
         self._since: float | None = None
