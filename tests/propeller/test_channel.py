@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from multiprocessing import AuthenticationError
 
 import pytest
@@ -162,7 +163,7 @@ class TestStrangers:
         monkeypatch.setattr(channel, "_HANDSHAKE_S", 1)
         ranks = star(2)
         waiting = pool.submit(ranks[0].exchange, b"first")
-        with pytest.raises(TimeoutError):
+        with pytest.raises(FutureTimeout):  # before 3.11 not the builtin one
             waiting.result(timeout=1.5)
         assert ranks[1].exchange(b"late") == waiting.result(LIMIT_S) == [b"first", b"late"]
 
