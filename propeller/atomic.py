@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import math
 import os
 import shutil
@@ -15,6 +16,8 @@ from pathlib import Path, PurePath
 from typing import IO, Any
 
 from propeller.errors import ConfigError, PropellerError
+
+log = logging.getLogger("propeller")
 
 try:
     import fcntl
@@ -229,7 +232,7 @@ class FolderLock:
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Renames a folder to the first of `folder.1`, `folder.2`, ... that is free.
+    """Renames a folder to the first of `folder.1`, `folder.2`, ... that is free, and logs it.
 
     Returns:
         Its new place; None if there was nothing to keep: no folder, or nothing in it but a lock.
@@ -257,4 +260,5 @@ def set_aside(folder: Path) -> Path | None:
                 f"{path} cannot be moved to {target}: {error}. Move what is in it yourself, or choose "
                 "another model_dir."
             ) from error
+    log.info("beginning anew; what was in %s is kept as %s", folder, target)
     return target

@@ -226,16 +226,15 @@ def relaunch(nproc: str | None, run_config: RunConfig, *, restart: bool = False)
         return None
     script = _script()
     model_dir = Path(run_config.model_dir)
-    if restart and (kept := atomic.set_aside(model_dir)):
-        log.info("beginning anew; what was in %s is kept as %s", model_dir, kept)
-    cores = available_cores()
-    if ranks > cores and not visible_gpus():
-        log.warning("%d processes on %d cores take turns: more memory, and no time saved", ranks, cores)
+    if restart:
+        atomic.set_aside(model_dir)
+    on_cpu = run_config.device == "cpu" or not visible_gpus()
+    if on_cpu and ranks > available_cores():
+        log.warning("more processes (%d) than cores take turns: more memory, and no time saved", ranks)
     with atomic.FolderLock(model_dir):
         folder = model_dir / "launch"
         folder.mkdir(mode=0o700, exist_ok=True)
         folder.chmod(0o700)
-    on_cpu = run_config.device == "cpu" or not visible_gpus()
     command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(ranks)]
     command += ["--log_dir", str(folder), "--log_level", "ERROR", "--enable_gpu_log", "0", *script]
     with atomic.FolderLock(folder):

@@ -113,17 +113,14 @@ class Ranks:
             return
         self.wait()
         place = paddle.framework._current_expected_place()
-        try:
-            with paddle.no_grad():
-                for tensor in tensors:
-                    # NCCL takes what lies on its card alone; AdamW keeps two numbers on the CPU.
-                    there = tensor if tensor.place._equals(place) else tensor._copy_to(place, True)
-                    if tensor.size:
-                        paddle.distributed.broadcast(there, 0)
-                    if there is not tensor:
-                        tensor.copy_(there, True)
-        except (RuntimeError, OSError) as error:
-            raise self._channel.explain(error) from error
+        with self._explaining(), paddle.no_grad():
+            for tensor in tensors:
+                # NCCL takes what lies on its card alone; AdamW keeps two numbers on the CPU.
+                there = tensor if tensor.place._equals(place) else tensor._copy_to(place, True)
+                if tensor.size:
+                    paddle.distributed.broadcast(there, 0)
+                if there is not tensor:
+                    tensor.copy_(there, True)
 
     def sum_gradients(self, parameters: Sequence[paddle.Tensor], factor: float) -> None:
         """Makes every gradient `factor` times its sum over the ranks.
@@ -146,9 +143,12 @@ class Ranks:
         self.wait()  # gloo waits 30 s at most
         for group in _pieces([parameter for parameter in parameters if not _is_table(parameter)]):
             flat = paddle.concat([parameter.grad.flatten() for parameter in group])
-            pieces.append((group, flat, self._all_reduce(flat, sync_op=False)))
+            with self._explaining():
+                task = paddle.distributed.all_reduce(flat, sync_op=False)
+            pieces.append((group, flat, task))
         for group, flat, task in pieces:
-            self._finish(task)
+            with self._explaining():
+                task.wait()
             flat.scale_(factor)
             start = 0
             for parameter in group:
@@ -161,7 +161,8 @@ class Ranks:
         total = tensor.clone()
         if self._channel is not None:
             self.wait()
-            self._all_reduce(total)
+            with self._explaining():
+                paddle.distributed.all_reduce(total)
         return total
 
     def fail(self, error: BaseException) -> None:
@@ -189,24 +190,19 @@ class Ranks:
         if not len(rows):  # nothing but zeros, which gloo refuses to sum
             return
         total = paddle.to_tensor(gradient[rows])
-        self._all_reduce(total)
+        with self._explaining():
+            paddle.distributed.all_reduce(total)
         with paddle.no_grad():
             paddle.scatter_(table.grad, paddle.to_tensor(rows), total * factor)
 
-    def _all_reduce(self, tensor: paddle.Tensor, *, sync_op: bool = True) -> Any:
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Where tensors do not come through, raises what the rank that is the cause says."""
         try:
-            return paddle.distributed.all_reduce(tensor, sync_op=sync_op)
+            yield
         except (RuntimeError, OSError) as error:
-            raise self._explained(error) from error
-
-    def _finish(self, task: Any) -> None:
-        try:
-            task.wait()
-        except (RuntimeError, OSError) as error:
-            raise self._explained(error) from error
-
-    def _explained(self, error: Exception) -> RankError:
-        return self._channel.explain(error) if self._channel is not None else RankError(str(error))
+            others = self._channel
+            raise (RankError(str(error)) if others is None else others.explain(error)) from error
 
     def _exchange(self, payload: bytes) -> list[bytes]:
         return [payload] if self._channel is None else self._channel.exchange(payload)

@@ -36,8 +36,8 @@ class Fgm:
         """Makes the update; returns the mean loss of the first pass."""
         tables = [
             parameter
-            for name, parameter in step.model.named_parameters()
-            if fnmatch.fnmatchcase(name, self.pattern) and not parameter.stop_gradient
+            for name, parameter in step.parameters.items()
+            if fnmatch.fnmatchcase(name, self.pattern)
         ]
         if not tables:
             raise ConfigError(f"FGM moves the parameters {self.pattern!r}, but no trained one is called so.")

@@ -14,12 +14,7 @@ import numpy as np
 from propeller import atomic
 from propeller.bundle import Bundle, read_bundle
 from propeller.data import Dataset
-from propeller.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    ExportError,
-)
+from propeller.errors import CheckpointError, ConfigError, DataError, ExportError
 from propeller.paddle import distributed
 from propeller.paddle.cpu_training import training_settings
 from propeller.paddle.distributed import Ranks
@@ -176,8 +171,8 @@ class Learner:
         """Holds `model_dir` for this run, with first weights and what training sets in the process."""
         model_dir = Path(self.run_config.model_dir)
         with contextlib.ExitStack() as stack:
-            if restart and self.ranks.is_main and (kept := atomic.set_aside(model_dir)):
-                log.info("beginning anew; what was in %s is kept as %s", model_dir, kept)
+            if restart and self.ranks.is_main:
+                atomic.set_aside(model_dir)
             if restart and self._has_weights:
                 self._model, self._has_weights = None, False  # not on from what this one has learnt
             if self.ranks.is_main:
@@ -231,7 +226,8 @@ class Learner:
 
     def evaluate(self, eval_dataset: Dataset, *, ckpt: int | None = None) -> dict[str, Any]:
         """Evaluates the live model, or the checkpoint of step `ckpt` (-1: the newest).
-        All ranks call this.
+
+        With several ranks all call this.
 
         Returns:
             `loss`, every metric by name, and `n`.

@@ -72,7 +72,7 @@ def find_learning_rate(job: Job, *, lowest: float, highest: float, num_steps: in
     if not math.isfinite(losses[0]):
         raise NonFiniteLossError(
             "The loss of the first step is not finite, so no learning rate can be suggested: look at the "
-            "model and the first batch. check_numerics in the run configuration names the operation."
+            "model and the first batch. In a training run, check_numerics names the operation."
         )
     return Trial(rates, losses, rates[int(np.argmin(losses))] / 10)
 
