@@ -35,6 +35,20 @@ class Job:
     learning_rate: float = 5e-5
     weight_decay: float = 0.01
 
+    def training_arguments(self) -> dict[str, Any]:
+        """What the `TrainingArguments` of Transformers and PaddleNLP have in common."""
+        return {
+            "max_steps": self.num_steps,
+            "per_device_train_batch_size": self.batch_size,
+            "learning_rate": self.learning_rate,
+            "weight_decay": self.weight_decay,
+            "seed": self.seed,
+            "logging_strategy": "no",
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+        }
+
     def write(self, path: Path) -> None:
         """Writes it as JSON."""
         path.write_text(json.dumps(dataclasses.asdict(self)))

@@ -78,19 +78,7 @@ def train(job: Job) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         trainer = InOrder(
             model=model,
-            args=TrainingArguments(
-                output_dir=folder,
-                max_steps=job.num_steps,
-                per_device_train_batch_size=job.batch_size,
-                learning_rate=job.learning_rate,
-                weight_decay=job.weight_decay,
-                seed=job.seed,
-                device="cpu",
-                logging_strategy="no",
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-            ),
+            args=TrainingArguments(output_dir=folder, device="cpu", **job.training_arguments()),
             train_dataset=Examples(job),
             data_collator=collate,
             callbacks=[StepEnds(recorder)],

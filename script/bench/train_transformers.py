@@ -55,18 +55,10 @@ def train(job: Job, bf16: bool) -> Report:
             model=model,
             args=TrainingArguments(
                 output_dir=folder,
-                max_steps=job.num_steps,
-                per_device_train_batch_size=job.batch_size,
-                learning_rate=job.learning_rate,
-                weight_decay=job.weight_decay,
-                seed=job.seed,
                 bf16=bf16,
                 use_cpu=True,
                 dataloader_pin_memory=False,
-                logging_strategy="no",
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
+                **job.training_arguments(),
             ),
             train_dataset=[
                 {

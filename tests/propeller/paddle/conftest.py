@@ -8,6 +8,8 @@ import json
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -144,6 +146,40 @@ def run_config(tmp_path):
         return propeller.RunConfig(model_dir=str(tmp_path / model_dir), **{**values, **changes})
 
     return make
+
+
+# The beginning of a script that trains the toy in a process of its own; `toy` is this file.
+CHILD = """
+import importlib.util, json, sys
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("toy_of_test", sys.argv[1])
+toy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(toy)
+import propeller.paddle as propeller
+from propeller import cli
+"""
+
+
+@pytest.fixture
+def start_child(tmp_path, root):
+    """`start_child(code, config, argument)` runs code that finds the two in `sys.argv[2:]`."""
+    processes = []
+
+    def start(code, config, argument):
+        script = tmp_path / "child.py"
+        script.write_text(CHILD + code, "utf-8")
+        process = subprocess.Popen(
+            [sys.executable, script, __file__, json.dumps(config.to_dict()), str(argument)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)},
+        )  # fmt: skip
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -261,15 +259,7 @@ def test_what_a_killed_save_left_is_cleared_away(three_checkpoints, toy, train_d
     assert steps_of(config) == [4, 6, 7]
 
 
-CHILD = """
-import importlib.util, json, sys
-from pathlib import Path
-spec = importlib.util.spec_from_file_location("toy_of_test", sys.argv[1])
-toy = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(toy)
-import propeller.paddle as propeller
-from propeller import cli
-
+CODE = """
 class Wait(propeller.Hook):
     name = "wait"
     def step_end(self, state, result):
@@ -290,28 +280,16 @@ cli.run(main)
 
 
 @pytest.fixture
-def start(tmp_path, root):
+def start(start_child):
     """Starts a training process and returns it when it has made `wait_at` steps and holds there."""
-    script = tmp_path / "child.py"
-    script.write_text(CHILD, "utf-8")
-    processes = []
 
     def run(config, wait_at):
-        toy = Path(__file__).with_name("conftest.py")
-        process = subprocess.Popen(
-            [sys.executable, script, toy, json.dumps(config.to_dict()), str(wait_at)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)},
-        )  # fmt: skip
-        processes.append(process)
+        process = start_child(CODE, config, wait_at)
         if process.stdout.readline() != "holding\n":
             pytest.fail(f"the training process ended early: {process.communicate()[1]}")
         return process
 
-    yield run
-    for process in processes:
-        process.kill()
-        process.communicate()
+    return run
 
 
 def test_killed_again_and_again_it_ends_with_the_same_bits(full_run, run_config, start):

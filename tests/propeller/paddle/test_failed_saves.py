@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,13 +27,8 @@ def names_in(config):
     return sorted(path.name for path in (Path(config.model_dir) / "checkpoints").iterdir())
 
 
-CHILD = """
-import importlib.util, json, resource, sys
-spec = importlib.util.spec_from_file_location("toy_of_test", sys.argv[1])
-toy = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(toy)
-import propeller.paddle as propeller
-from propeller import cli
+CODE = """
+import resource
 
 class Full(propeller.Hook):
     '''From the first checkpoint on no file can grow beyond a limit.'''
@@ -55,26 +47,22 @@ cli.run(main)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
-def test_a_disk_that_is_full(toy, run_config, train_data, tmp_path, root, file, weights_of, assert_same_bits):
+def test_a_disk_that_is_full(
+    toy, run_config, train_data, tmp_path, start_child, file, weights_of, assert_same_bits
+):
     """A real one in a real process: the system refuses to let the file grow (EFBIG)."""
     config = run_config(max_steps=6, save_steps=2)
     straight = dataclasses.replace(config, model_dir=str(tmp_path / "straight"))
     undisturbed = propeller.Learner(toy, straight, HPARAMS)
     undisturbed.train(train_data)
     limit = (folder_of(straight, 2) / file).stat().st_size - 1
-    script = tmp_path / "child.py"
-    script.write_text(CHILD, "utf-8")
-    toy_file = Path(__file__).with_name("conftest.py")
-    child = subprocess.run(
-        [sys.executable, script, toy_file, json.dumps(config.to_dict()), str(limit)],
-        capture_output=True, text=True, timeout=120,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])},
-    )  # fmt: skip
-    assert child.returncode == 1, child.stderr
-    error = child.stderr.splitlines()[-1]
+    child = start_child(CODE, config, limit)
+    _, said = child.communicate(timeout=120)
+    assert child.returncode == 1, said
+    error = said.splitlines()[-1]
     assert error.startswith(f"error: Could not save {folder_of(config, 4)}: ")
     assert "File too large" in error and error.endswith("Earlier checkpoints are untouched.")
-    assert "Traceback" not in child.stderr
+    assert "Traceback" not in said
     assert names_in(config) == ["step_00000002"], "and nothing half-written beside it"
     latest = Checkpointer(config.model_dir, 3).load_latest()
     assert latest is not None and latest.state.step == 2

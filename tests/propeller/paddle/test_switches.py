@@ -66,10 +66,11 @@ def test_it_is_on_for_the_steps_alone(toy, run_config, train_data, dev_data):
     assert seen == {(RunMode.TRAIN, False), (RunMode.EVAL, False)}
 
 
-def test_it_changes_no_result(toy, run_config, train_data, weights_of, assert_same_bits):
+@pytest.mark.parametrize("switch", ["check_numerics", "profile"])
+def test_it_changes_no_result(toy, run_config, train_data, weights_of, assert_same_bits, switch):
     weights = []
-    for checked in (False, True):
-        config = run_config(str(checked), max_steps=4, check_numerics=checked)
+    for on in (False, True):
+        config = run_config(str(on), max_steps=4, **{switch: on})
         learner = propeller.Learner(toy, config, {"dropout": 0.3})
         learner.train(train_data)
         weights.append(weights_of(learner.model))
@@ -136,16 +137,6 @@ def test_micro_batches_are_profiled_as_one_step(toy, run_config, train_data):
     names = [event["name"] for event in trace["traceEvents"]]
     assert names.count("step") == 3
     assert names.count("backward") == 4 * 3 and names.count("optimizer") == 2 * 3
-
-
-def test_a_profile_changes_no_result(toy, run_config, train_data, weights_of, assert_same_bits):
-    weights = []
-    for profiled in (False, True):
-        config = run_config(str(profiled), max_steps=4, profile=profiled)
-        learner = propeller.Learner(toy, config, {"dropout": 0.3})
-        learner.train(train_data)
-        weights.append(weights_of(learner.model))
-    assert_same_bits(*weights)
 
 
 def test_no_profile_by_default(toy, run_config, train_data, caplog):
