@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from propeller import atomic, manifest
-from propeller.errors import ExportError
+from propeller.errors import ConfigError, ExportError
 from propeller.processor import Processor, find_processor
 
 FORMAT_VERSION = 1
@@ -41,17 +41,38 @@ class ArraySpec:
         dtype: a numpy dtype name, such as `int64`.
         axes: a name for each axis that varies (`batch`, `seq_len`), a number for each that does not.
         pad_value: what fills up shorter rows.
+        max_value: of ids, the largest there is, such as the last row of a table of embeddings; the
+            smallest is 0. None where any value may come.
+
+    Raises:
+        ConfigError: a `max_value` that is no whole number of at least 0, or not of integers.
     """
 
     name: str
     dtype: str
     axes: tuple[str | int, ...]
     pad_value: int | float = 0
+    max_value: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_value is None:
+            return
+        if type(self.max_value) is not int or self.max_value < 0 or np.dtype(self.dtype).kind not in "iu":
+            raise ConfigError(
+                f"The array {self.name!r} has the max_value {self.max_value!r}; expected a whole number of "
+                f"at least 0, and that only for integers (it is {self.dtype})."
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ArraySpec:
         """Reads what `bundle.json` holds for one array."""
-        return cls(values["name"], values["dtype"], tuple(values["axes"]), values.get("pad_value", 0))
+        return cls(
+            values["name"],
+            values["dtype"],
+            tuple(values["axes"]),
+            values.get("pad_value", 0),
+            values.get("max_value"),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +97,12 @@ class Bundle:
     metrics: Mapping[str, Mapping[str, Any]]
     metadata: Mapping[str, Any]
     hash: str
+
+    @property
+    def ignores_padding(self) -> bool:
+        """Whether pad values at the end of a row change nothing, so that rows of unlike length can be run
+        together. It was tried when the model was exported."""
+        return self.metadata.get("ignores_padding") is True
 
     def processor(self) -> Processor:
         """Builds the bundle's processor.

@@ -52,8 +52,16 @@ class ClassificationModel(Model):
                 "the same. Set hidden_dropout_prob or attention_probs_dropout_prob above 0, or r_drop to 0."
             )
         self.inputs = (
-            ArraySpec("input_ids", "int64", ("batch", "seq_len"), pad_value=config.pad_token_id),
-            ArraySpec("token_type_ids", "int64", ("batch", "seq_len")),
+            ArraySpec(
+                "input_ids",
+                "int64",
+                ("batch", "seq_len"),
+                pad_value=config.pad_token_id,
+                max_value=config.vocab_size - 1,
+            ),
+            ArraySpec(
+                "token_type_ids", "int64", ("batch", "seq_len"), max_value=config.type_vocab_size - 1
+            ),
         )
         self.axis_limits = {"seq_len": config.max_position_embeddings}
         # Spelt out rather than as the processor's fingerprint: what differs can be named, and a newer

@@ -7,7 +7,6 @@ lines -> reader thread -> chunk of what is there -> parse -> prepare -> sort by 
 from __future__ import annotations
 
 import itertools
-import math
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,8 +22,6 @@ from propeller.processor import Answer, Processor, Raw, prepare_each
 
 CHUNK_ROWS = 2048
 BATCH_ROWS = 32
-# Lengths are rounded up, since oneDNN prepares each new shape once and that costs milliseconds.
-LENGTH_MULTIPLE = 8
 
 _BLOCK_BYTES = 1 << 16
 _READ_AHEAD_BLOCKS = 16
@@ -66,7 +63,7 @@ def _answer_batch(
     """Answers one batch; if that fails each example is tried alone, so that a bad one harms no neighbour."""
     try:
         outputs = predictor.predict(_padded(predictor, examples))
-        return list(processor.finish({name: array[: len(examples)] for name, array in outputs.items()}))
+        return list(processor.finish(outputs))
     except (PropellerError, RuntimeError, ValueError) as error:  # Paddle raises the last two
         if len(examples) == 1:
             return [DataError(f"prediction failed: {' '.join(str(error).split())[-300:]}")]
@@ -74,20 +71,11 @@ def _answer_batch(
 
 
 def _padded(predictor: Predictor, examples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Pads to a shape of few: a power of two rows (the last one repeated), a multiple of 8 tokens.
-
-    Lengths are not rounded up beyond what the model has positions for.
-    """
-    rows = 1 << (len(examples) - 1).bit_length()
+    """Pads to the longest row and no further: padding takes more time than preparing a new shape."""
     specs = predictor.bundle.inputs
-    longest = max(len(example[specs[0].name]) for example in examples)
-    limit = predictor.bundle.axis_limits.get(str(specs[0].axes[1]), math.inf)
-    multiple = LENGTH_MULTIPLE if -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE <= limit else 1
     return pad_batch(
-        [{spec.name: example[spec.name] for spec in specs} for example in examples]
-        + [{spec.name: examples[-1][spec.name] for spec in specs}] * (rows - len(examples)),
+        [{spec.name: example[spec.name] for spec in specs} for example in examples],
         pad_values={spec.name: spec.pad_value for spec in specs},
-        pad_to_multiple=multiple,
     )
 
 

@@ -10,11 +10,11 @@ import pytest
 
 from propeller import bundle, processor
 from propeller.bundle import ArraySpec, read_bundle, write_bundle, write_probe
-from propeller.errors import ExportError
+from propeller.errors import ConfigError, ExportError
 from propeller.processor import Processor, register_processor
 
 INPUTS = (
-    ArraySpec("input_ids", "int64", ("batch", "seq_len"), 1),
+    ArraySpec("input_ids", "int64", ("batch", "seq_len"), 1, max_value=99),
     ArraySpec("weight", "float32", ("batch",)),
 )
 OUTPUTS = (ArraySpec("logits", "float32", ("batch", 2)),)
@@ -126,6 +126,32 @@ def test_limits_of_axes(folder):
 def test_limits_that_make_no_sense(folder, limits):
     with pytest.raises(ExportError, match=r"axis limit 'seq_?len': .* axis of its inputs \(batch, seq_len\)"):
         complete(folder, axis_limits=limits)
+
+
+def test_the_largest_id(folder):
+    values = dict(complete(folder).metadata)
+    assert [spec["max_value"] for spec in values["inputs"]] == [99, None]
+    for spec in (*values["inputs"], *values["outputs"]):
+        del spec["max_value"]
+    rewrite(folder, **values)
+    read = read_bundle(folder).inputs
+    assert [spec.max_value for spec in read] == [None, None], "as bundles that were made before there was one"
+
+
+@pytest.mark.parametrize("max_value", [-1, True, 5.0, "5", [5]])
+def test_a_largest_id_that_makes_no_sense(folder, max_value):
+    message = "'input_ids' has the max_value .*; expected a whole number of at least 0"
+    with pytest.raises(ConfigError, match=message):
+        ArraySpec("input_ids", "int64", ("batch",), max_value=max_value)
+    inputs = complete(folder).metadata["inputs"]
+    rewrite(folder, inputs=[{**inputs[0], "max_value": max_value}, inputs[1]])
+    with pytest.raises(ExportError, match=rf"bundle\.json is not whole: .*{message}"):
+        read_bundle(folder)
+
+
+def test_only_integers_have_a_largest_id():
+    with pytest.raises(ConfigError, match=r"only for integers \(it is float32\)"):
+        ArraySpec("weight", "float32", ("batch",), max_value=1)
 
 
 def test_a_file_that_was_put_there_later_is_refused(folder):

@@ -34,6 +34,8 @@ BEST_FILE = "best.json"
 WEIGHTS = "model.safetensors"
 # Rows of a real batch that a bundle keeps to test itself with.
 PROBE_ROWS = 8
+# Columns that are cut off and filled up again to see whether a model ignores padding.
+_CUT = 3
 
 
 class Exporter(abc.ABC):
@@ -238,6 +240,7 @@ def export_bundle(
     with _predicting(model):
         expected = to_numpy(model({name: paddle.to_tensor(array) for name, array in arrays.items()}))
         shapes = _save_graph(folder, model, list(expected))
+        ignores_padding = _ignores_padding(model, arrays)
     bundle.write_probe(folder, arrays, expected)
     bundle.write_bundle(
         folder,
@@ -246,9 +249,45 @@ def export_bundle(
         processor=processor,
         metrics=metrics,
         axis_limits=model.axis_limits,
-        metadata={"versions": {"ernie-propeller": __version__, "paddle": paddle.__version__}},
+        metadata={
+            "ignores_padding": ignores_padding,
+            "versions": {"ernie-propeller": __version__, "paddle": paddle.__version__},
+        },
     )
     Predictor(folder, device=paddle.get_device())  # compares itself with the probe
+
+
+def _ignores_padding(model: Model, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Tries whether rows give the same outputs with and without pad values behind them.
+
+    The batch is cut short along every axis that varies, which leaves rows without padding, and run as it is
+    and filled up again.
+    """
+    short, padded = {}, {}
+    for spec in model.inputs or ():
+        array = arrays[spec.name]
+        cut = [slice(None)] * array.ndim
+        for place, axis in enumerate(spec.axes[1:], start=1):
+            if isinstance(axis, str):
+                cut[place] = slice(max(1, array.shape[place] - _CUT))
+        short[spec.name] = array[tuple(cut)]
+        padded[spec.name] = np.full_like(array, spec.pad_value)
+        padded[spec.name][tuple(cut)] = short[spec.name]
+    if all(array.shape == short[name].shape for name, array in arrays.items()):
+        return all(isinstance(axis, int) for spec in model.inputs or () for axis in spec.axes[1:])
+    try:
+        plain, filled = (
+            to_numpy(model({name: paddle.to_tensor(array) for name, array in given.items()}))
+            for given in (short, padded)
+        )
+    except Exception as error:  # the user's code may insist on a size
+        log.debug("%s was not tried with padding: %s", type(model).__name__, error)
+        return False
+    for name, array in plain.items():
+        same = filled[name][tuple(slice(size) for size in array.shape)]
+        if same.shape != array.shape or not np.allclose(same, array, rtol=1e-4, atol=1e-4):
+            return False
+    return True
 
 
 def _save_graph(folder: Path, model: Model, outputs: list[str]) -> list[tuple[int, ...]]:
