@@ -26,8 +26,11 @@ PADDLE_FREE = (
     "ernie.config",
     "ernie.tokenizing",
     "ernie.service.client",
+    "ernie.service.encoder_server",
     "ernie.tasks",
     "ernie.tasks.classification",
+    "ernie.tasks.embedding",
+    "ernie.tasks.pooling",
     "ernie.tasks.report",
     "ernie.tasks.training",
 )

@@ -159,14 +159,8 @@ class Batcher:
             Overloaded: there is no room now; with the time until there is, at the rate measured of late.
         """
         self._check(job)
-        count, queued = len(job.lengths), self._lanes.rows + self._retry_rows
-        over = queued + count - self._max_queue_rows
-        if over > 0:
-            raise Overloaded(
-                f"{queued} rows wait and the queue takes {self._max_queue_rows}, which leaves no room for "
-                f"{count} more; try again later",
-                self._rate.wait_ms(over),
-            )
+        count = len(job.lengths)
+        self.check_room(count)
         rows: dict[int, deque[int]] = {}
         for index, length in enumerate(job.lengths):
             rows.setdefault(self._padded(length), deque()).append(index)
@@ -176,6 +170,35 @@ class Batcher:
         self._by_client.setdefault(job.client, {})[entry.number] = entry
         self._lanes.add(entry)
         self._watch(entry)
+
+    def check_room(self, rows: int, reserved: int = 0) -> None:
+        """Checks that so many rows could be admitted now.
+
+        Args:
+            rows: of a job.
+            reserved: rows that are to come before it.
+
+        Raises:
+            BadRequest: more than can ever wait.
+            Overloaded: there is no room now.
+        """
+        if rows > self._max_queue_rows:
+            raise BadRequest(
+                f"the request has {rows} rows; expected at most {self._max_queue_rows}, which is "
+                "all the queue takes. Send it in parts."
+            )
+        queued = self._lanes.rows + self._retry_rows + reserved
+        over = queued + rows - self._max_queue_rows
+        if over > 0:
+            raise Overloaded(
+                f"{queued} rows wait and the queue takes {self._max_queue_rows}, which leaves no room for "
+                f"{rows} more; try again later",
+                self.wait_ms(over),
+            )
+
+    def wait_ms(self, rows: int = 1) -> float:
+        """Returns how long so many rows take, in milliseconds, at the rate measured of late; 0 if unknown."""
+        return self._rate.wait_ms(rows)
 
     def next_batch(self, idle_workers: int = 0) -> Batch | None:
         """Hands out a batch: a full one at once, another if a worker idles or a row has waited `max_wait_s`.
@@ -323,11 +346,6 @@ class Batcher:
     def _check(self, job: Job) -> None:
         if not job.lengths:
             raise BadRequest("the request has no rows; expected at least one")
-        if len(job.lengths) > self._max_queue_rows:
-            raise BadRequest(
-                f"the request has {len(job.lengths)} rows; expected at most {self._max_queue_rows}, which is "
-                "all the queue takes. Send it in parts."
-            )
         shortest, longest = min(job.lengths), max(job.lengths)
         if shortest < 1:
             raise BadRequest(f"row {job.lengths.index(shortest)} has {shortest} tokens; expected at least 1")

@@ -232,6 +232,13 @@ class MessageReader:
         """Checks a short name that may be missing."""
         return None if value is None else self.text(where, value)
 
+    def one_of(self, where: str, value: str, known: Sequence[str]) -> str:
+        """Checks a name that is one of a few."""
+        if value not in known:
+            near = did_you_mean(value, known)
+            self.fail(f"Unknown {where} {value!r}; expected one of {', '.join(known)}.{near}")
+        return value
+
     def number_or_none(self, where: str, value: Any) -> float | None:
         """Checks a number that may be missing; it is finite, for the parser lets no other through."""
         if value is None:

@@ -1,7 +1,8 @@
 """What travels between client and server.
 
     request   {"v": 1, "id": "...", "kind": "predict" | "spec" | "ping", "model": text | null,
-               "deadline_ms": number | null, "arrays": [...], "body": "raws" | null}
+               "deadline_ms": number | null, "want": "arrays" | "answers" | null, "arrays": [...],
+               "body": "raws" | null}
     reply     {"v": 1, "id": "...", "ok": true, "arrays": [...], "body": "answers" | "result" | null}
               {"v": 1, "id": "...", "ok": false, "error": {"code", "message", "retry_after_ms"}}
 
@@ -16,19 +17,20 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from propeller.errors import BadRequest, Overloaded, ServerError, ServiceError, did_you_mean, error_from
+from propeller.errors import BadRequest, Overloaded, ServerError, ServiceError, error_from
 from propeller.service.frames import VERSION as VERSION
 from propeller.service.frames import Frame, MessageReader, shown, to_frames, to_json
 from propeller.service.frames import Limits as Limits
 from propeller.service.frames import WireArray as WireArray
 
 KINDS = ("predict", "spec", "ping")
+WANTS = ("arrays", "answers")
 
 REQUEST_LIMITS = Limits()
 # A client asked for what comes, so these only guard against a server that is broken.
 REPLY_LIMITS = Limits(max_message_bytes=2 << 30, max_body_bytes=64 << 20, max_arrays=256, max_rows=1 << 24)
 
-_REQUEST_KEYS = ("v", "id", "kind", "model", "deadline_ms", "arrays", "body")
+_REQUEST_KEYS = ("v", "id", "kind", "model", "deadline_ms", "want", "arrays", "body")
 _REPLY_KEYS = ("v", "id", "ok", "arrays", "body", "error")
 _ERROR_KEYS = ("code", "message", "retry_after_ms")
 # However it is escaped, it fits into the lowest header limit.
@@ -46,6 +48,8 @@ class Request:
         deadline_ms: milliseconds that are left; None if there is no deadline.
         arrays: inputs of the bundle, rows first. All have names or none has.
         raws: JSON examples for the bundle's processor, in place of arrays.
+        want: the model's outputs as `arrays`, or what the processor makes of them, `answers`; None means
+            arrays for arrays and answers for raws.
     """
 
     id: str
@@ -54,6 +58,7 @@ class Request:
     deadline_ms: float | None = None
     arrays: tuple[WireArray, ...] = ()
     raws: Sequence[Mapping[str, Any]] | None = None
+    want: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,6 +91,7 @@ def encode_request(request: Request) -> list[Frame]:
         "kind": request.kind,
         "model": request.model,
         "deadline_ms": request.deadline_ms,
+        "want": request.want,
     }
     body = None if request.raws is None else ("raws", request.raws)
     return to_frames(header, request.arrays, body, BadRequest)
@@ -137,11 +143,12 @@ def decode_request(frames: Sequence[Frame], limits: Limits = REQUEST_LIMITS) -> 
     """
     message = MessageReader(frames, limits, BadRequest)
     message.only(message.header, _REQUEST_KEYS, "the header")
-    kind = message.text("kind", message.header.get("kind"))
-    if kind not in KINDS:
-        message.fail(f"Unknown kind {kind!r}; expected one of {', '.join(KINDS)}.{did_you_mean(kind, KINDS)}")
+    kind = message.one_of("kind", message.text("kind", message.header.get("kind")), KINDS)
     model = message.text_or_none("model", message.header.get("model"))
     deadline_ms = message.number_or_none("deadline_ms", message.header.get("deadline_ms"))
+    want = message.text_or_none("want", message.header.get("want"))
+    if want is not None:
+        message.one_of("want", want, WANTS)
     arrays, body, raws = message.payload({"raws": list})
     if kind != "predict" and (arrays or body):
         message.fail(f"A {kind} request carries neither arrays nor raws.")
@@ -150,7 +157,7 @@ def decode_request(frames: Sequence[Frame], limits: Limits = REQUEST_LIMITS) -> 
         message.fail(f"A predict request carries either arrays or raws, got {found}.")
     if body:
         _check_raws(message, raws)
-    return Request(message.id, kind, model, deadline_ms, arrays, raws)
+    return Request(message.id, kind, model, deadline_ms, arrays, raws, want)
 
 
 def _check_raws(message: MessageReader, raws: Sequence[Any]) -> None:

@@ -1,0 +1,71 @@
+"""A process that runs beside a server for as long as that is ready, such as an HTTP front."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+
+log = logging.getLogger("propeller")
+
+_RESTART_S = 1.0
+# It answers what it has, and the server goes on for it meanwhile.
+_STOP_S = 10.0
+
+
+class Companion:
+    """Runs a command, again when it ends; does nothing if the command is empty.
+
+    Args:
+        command: its words; `{name}` in a word becomes what `start` is given under that name.
+    """
+
+    def __init__(self, command: Sequence[str]):
+        self._template = list(command)
+        self._command: list[str] = []
+        self._process: subprocess.Popen[bytes] | None = None
+        self._restart_at = 0.0
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there is a command."""
+        return bool(self._template)
+
+    def start(self, values: Mapping[str, str]) -> None:
+        """Starts it."""
+        self._command = self._template
+        for name, value in values.items():
+            self._command = [word.replace(f"{{{name}}}", value) for word in self._command]
+        self._restart_at = 0.0
+        self.tick()
+
+    def tick(self) -> None:
+        """Starts it again if it has ended; to be called now and then."""
+        now = time.monotonic()
+        if self._process is not None and self._process.poll() is not None:
+            log.error("%s ended with status %d", self._command[:3], self._process.returncode)
+            self._process, self._restart_at = None, now + _RESTART_S
+        if self._command and self._process is None and now >= self._restart_at:
+            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL)
+
+    def ask_to_end(self) -> None:
+        """Has it finish what it has, without waiting for that."""
+        self._command = []
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it does not run."""
+        return self._process is None or self._process.poll() is not None
+
+    def close(self) -> None:
+        """Ends it if it still runs."""
+        self.ask_to_end()
+        if self._process is not None:
+            try:
+                self._process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()

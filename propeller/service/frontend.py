@@ -1,0 +1,134 @@
+"""The socket that clients talk to: whole messages in, replies out, and who is gone."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from propeller.errors import ConfigError
+from propeller.service.frames import Frame
+from propeller.service.wire import Reply, encode_reply
+
+log = logging.getLogger("propeller")
+
+# Messages handled before workers and timers get their turn.
+_MESSAGES_A_TURN = 64
+# What is said to a client to learn whether it is there: the reply to a request that nobody made.
+_NOBODYS_ID = "0"
+# A connection that ends is forgotten by the socket a moment after the monitor tells of it.
+_PROBES = 3
+
+
+class Client(NamedTuple):
+    """A connection of a client: its frontend's number, and the name that ZeroMQ gave it."""
+
+    frontend: int
+    identity: bytes
+
+
+class Frontend:
+    """A bound ROUTER.
+
+    Args:
+        context: where the socket is made.
+        number: tells it from the server's other frontends.
+        endpoint: where to bind.
+        max_message_bytes: larger frames end the connection.
+        secure: sets keys on the socket.
+
+    Attributes:
+        address: where it is bound, with the port that was taken if any would do.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        number: int,
+        endpoint: str,
+        *,
+        max_message_bytes: int,
+        secure: Callable[[zmq.Socket[Any]], None] | None = None,
+    ):
+        self.number = number
+        self.socket = context.socket(zmq.ROUTER)
+        self.socket.ipv6 = "[" in endpoint  # else libzmq names an IPv4 address as an IPv6 one
+        self.socket.linger = 1000
+        self.socket.maxmsgsize = max_message_bytes
+        self.socket.router_mandatory = True
+        self.socket.sndtimeo = 0
+        if secure is not None:
+            secure(self.socket)
+        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        try:
+            self.socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConfigError(
+                f"{endpoint} cannot be listened on: {error}. Another server may have the port; take another."
+            ) from error
+        self.address = self.socket.last_endpoint.decode().rstrip("\0")
+        self._connections: dict[int, set[bytes]] = {}  # who is behind a file descriptor
+        self._suspects: deque[tuple[bytes, int]] = deque()
+
+    def receive(self) -> Iterator[tuple[Client, list[Frame]]]:
+        """Gives the messages that are there, some at a time; `frames` are without the sender's name."""
+        for _ in range(_MESSAGES_A_TURN):
+            try:
+                parts = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            identity = parts[0].bytes
+            self._connections.setdefault(parts[-1].get(zmq.SRCFD), set()).add(identity)
+            yield Client(self.number, identity), [part.buffer for part in parts[1:]]
+
+    def send(self, identity: bytes, reply: Reply) -> bool:
+        """Sends a reply; returns False if the client is gone or reads nothing.
+
+        Raises:
+            ServerError: the reply cannot be encoded.
+        """
+        try:
+            self.socket.send_multipart([identity, *encode_reply(reply)], copy=False)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            return False
+        return True
+
+    def gone(self, has_work: Callable[[Client], bool]) -> list[Client]:
+        """Returns the clients that were found to be gone.
+
+        The monitor names file descriptors, which are used again, so whoever it tells of is asked first.
+
+        Args:
+            has_work: whether there is something to drop for a client; others are not asked.
+        """
+        while self.monitor.poll(0):
+            event = recv_monitor_message(self.monitor, zmq.NOBLOCK)
+            for identity in self._connections.pop(event["value"], ()):
+                self._suspects.append((identity, _PROBES))
+        found = []
+        for _ in range(len(self._suspects)):
+            identity, probes = self._suspects.popleft()
+            client = Client(self.number, identity)
+            if not has_work(client):
+                continue
+            if not self.send(identity, Reply(_NOBODYS_ID, result={})):
+                found.append(client)
+            elif probes > 1:
+                self._suspects.append((identity, probes - 1))
+        return found
+
+    def close(self) -> None:
+        """Closes the socket; replies that are on their way get a second."""
+        self.socket.disable_monitor()
+        self.monitor.close(0)
+        self.socket.close()

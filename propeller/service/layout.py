@@ -1,0 +1,208 @@
+"""Between the arrays of requests and those of batches: what a bundle takes and gives, row by row.
+
+    arrays or raw examples -> Inputs -> rows of several requests, padded -> run -> rows of one request
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from propeller.bundle import ArraySpec, Bundle
+from propeller.data import pad_batch
+from propeller.errors import BadRequest, DataError, ExportError, PropellerError
+from propeller.inputs import check_inputs, match_inputs, row_lengths
+from propeller.processor import Processor
+from propeller.service.wire import Request, WireArray
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a request asks the model to run.
+
+    Attributes:
+        arrays: the bundle's inputs by name, rows first.
+        lengths: tokens of each row, trailing padding not counted; 1 where the model has no such axis.
+        extras: columns of the processor that the model does not take; they come back with the outputs.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    lengths: list[int]
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+
+# Arrays of a request, places of its rows in a batch, and these rows.
+Part = tuple[Mapping[str, np.ndarray], list[int], list[int]]
+
+
+class Layout:
+    """How the rows of requests become those of batches, and back.
+
+    Args:
+        name: what clients call the model, for messages.
+        bundle: the export.
+
+    Attributes:
+        processor: the bundle's, None if it has none.
+        axis: the axis whose size is a row's length in tokens: the second one of an input, where that varies;
+            None if there is none.
+
+    Raises:
+        ExportError: the bundle's inputs and outputs do not all begin with rows, or its processor cannot be
+            built.
+    """
+
+    def __init__(self, name: str, bundle: Bundle):
+        _check_axes(bundle)
+        self._name, self._inputs, self._outputs = name, bundle.inputs, bundle.outputs
+        self._limits = bundle.axis_limits
+        self.processor: Processor | None = bundle.processor() if bundle.metadata.get("processor") else None
+        self.axis = next(
+            (axis for spec in bundle.inputs for axis in spec.axes[1:2] if isinstance(axis, str)), None
+        )
+        self._measure = next((spec.name for spec in bundle.inputs if self.axis in spec.axes[1:2]), None)
+        # Padding is cut where that cannot be seen.
+        self._trims = bundle.ignores_padding and not any(self.axis in spec.axes for spec in bundle.outputs)
+
+    def check(self, request: Request) -> Inputs:
+        """Checks the arrays of a request against the bundle.
+
+        Raises:
+            BadRequest: they are not what the model takes.
+        """
+        named = {array.name: array.values for array in request.arrays if array.name is not None}
+        try:
+            if not named:
+                named = match_inputs(self._inputs, [array.values for array in request.arrays])
+            arrays = check_inputs(self._inputs, named, self._limits)
+        except DataError as error:
+            raise BadRequest(str(error), request_id=request.id) from error
+        rows = len(arrays[self._inputs[0].name])
+        if self.axis is None or not self._trims:
+            return Inputs(arrays, [max(1, self._width(arrays))] * rows)
+        return Inputs(arrays, row_lengths(self._inputs, arrays, self.axis).tolist())
+
+    def prepare(self, request: Request) -> Inputs:
+        """Has the processor turn raw examples into arrays; safe to call from several threads.
+
+        Raises:
+            BadRequest: an example that cannot be used, or a bundle without processor.
+        """
+        if self.processor is None:
+            raise BadRequest(
+                f"The model {self._name!r} was exported without a processor: it takes arrays "
+                f"({', '.join(spec.name for spec in self._inputs)}), not raws.",
+                request_id=request.id,
+            )
+        try:
+            examples = self._prepared(self.processor, request.raws or ())
+            named = {spec.name: spec.pad_value for spec in self._inputs}
+            padded = pad_batch([{name: row[name] for name in named} for row in examples], pad_values=named)
+            arrays = check_inputs(self._inputs, padded, self._limits)
+        except PropellerError as error:
+            raise BadRequest(str(error), request_id=request.id) from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BadRequest(
+                f"The examples are not what the processor takes: {error!r}.", request_id=request.id
+            ) from error
+        lengths = [1 if self._measure is None else len(row[self._measure]) for row in examples]
+        extras = {
+            name: np.asarray([row[name] for row in examples])
+            for name, value in examples[0].items()
+            if name not in named and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf"
+        }
+        return Inputs(arrays, lengths, extras)
+
+    def _prepared(self, processor: Processor, raws: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """All examples; of several the error names the one that is bad."""
+        try:
+            return processor.prepare(raws)
+        except PropellerError:
+            for place, raw in enumerate(raws if len(raws) > 1 else ()):
+                try:
+                    processor.prepare([raw])
+                except PropellerError as problem:
+                    raise DataError(f"raws[{place}]: {problem}") from problem
+            raise
+
+    def pad(self, parts: Sequence[Part], num_rows: int, length: int) -> dict[str, np.ndarray]:
+        """Puts rows of several requests into one batch, filled up with pad values.
+
+        Args:
+            parts: of each request its arrays, the places of its rows in the batch, and these rows.
+            num_rows: of the batch.
+            length: size of `axis`.
+        """
+        padded = {}
+        for spec in self._inputs:
+            arrays = [(part[spec.name], places, rows) for part, places, rows in parts]
+            shape = [num_rows, *self._sizes(spec, [array for array, _, _ in arrays], length)]
+            target = np.full(shape, spec.pad_value, dtype=spec.dtype)
+            for array, places, rows in arrays:
+                _copy(array, rows, target, places)
+            padded[spec.name] = target
+        return padded
+
+    def join(
+        self, parts: Sequence[tuple[list[int], Mapping[str, np.ndarray]]], inputs: Inputs
+    ) -> list[WireArray]:
+        """Puts the outputs of a request together, with the columns that rode along.
+
+        Args:
+            parts: rows of the request, and the outputs for them.
+            inputs: the request's. An output with a value for each token is as wide as they are; what lies
+                beyond the batch that a row was in is 0.
+        """
+        width = self._width(inputs.arrays)
+        joined = []
+        for spec in self._outputs:
+            arrays = [(rows, outputs[spec.name]) for rows, outputs in parts]
+            shape = [len(inputs.lengths), *self._sizes(spec, [array for _, array in arrays], width)]
+            target = np.zeros(shape, dtype=spec.dtype)
+            for rows, array in arrays:
+                _copy(array, slice(None), target, rows)
+            joined.append(WireArray(spec.name, target))
+        return [*joined, *(WireArray(name, values) for name, values in inputs.extras.items())]
+
+    def _sizes(self, spec: ArraySpec, arrays: Sequence[np.ndarray], length: int) -> list[int]:
+        """Sizes of all axes but the rows' in which all these arrays have room."""
+        return [
+            length if axis == self.axis else max(array.shape[place] for array in arrays)
+            for place, axis in enumerate(spec.axes[1:], start=1)
+        ]
+
+    def _width(self, arrays: Mapping[str, np.ndarray]) -> int:
+        """Size of `axis` in a request's arrays, 0 if there is none."""
+        return 0 if self._measure is None else arrays[self._measure].shape[1]
+
+
+def _copy(source: np.ndarray, from_rows: list[int] | slice, target: np.ndarray, to_rows: list[int]) -> None:
+    """Copies rows, and of each what has room in both arrays."""
+    inner = tuple(slice(min(sizes)) for sizes in zip(source.shape[1:], target.shape[1:], strict=True))
+    here: tuple[Any, ...] = (from_rows, *inner)
+    there: tuple[Any, ...] = (to_rows, *inner)
+    target[there] = source[here]
+
+
+def _check_axes(bundle: Bundle) -> None:
+    rows = {spec.axes[:1] for spec in (*bundle.inputs, *bundle.outputs)}
+    if len(rows) != 1 or not all(isinstance(axis, str) for axis in rows.pop() or (0,)):
+        raise ExportError(
+            f"{bundle.folder} cannot be served: its inputs and outputs must begin with the same axis of "
+            "varying size, such as 'batch', so that rows of several requests can be run together."
+        )
+    varying = {axis for spec in bundle.inputs for axis in spec.axes[1:] if isinstance(axis, str)}
+    if len(varying) > 1 and not bundle.ignores_padding:
+        raise ExportError(
+            f"{bundle.folder} cannot be served: its inputs vary along {', '.join(sorted(varying))}, and "
+            "padding changes its outputs, so that no two requests could be run together. Have the model mask "
+            "what is padding, and export it again."
+        )

@@ -1,0 +1,322 @@
+"""The hosts and workers that run one bundle, as the server sees them.
+
+    start -> "host" -> "ready" of each worker -> batches -> ... -> stop -> all gone
+
+A host is a process that forks workers and watches them: the server's own ones are started, and started again
+when they die, here; others join from elsewhere. `host.py` is the other side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import secrets
+import subprocess
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+from propeller.service.host import HostSettings, start_host
+from propeller.service.serving import Answered, Serving, Work
+from propeller.service.wire import WireArray
+
+log = logging.getLogger("propeller")
+
+# A joined host says that it lives once a second.
+_SILENT_S = 10.0
+# Between starts of a host that dies at once, doubled each time.
+_RESTART_S, _MAX_RESTART_S = 0.2, 10.0
+# A host that lived so long counts as a good one.
+_LONG_LIFE_S = 30.0
+# Starts that may fail in a row before the first batch could be run.
+_MAX_STARTS = 3
+
+# Returns False if nobody is there.
+Send = Callable[[Any, Mapping[str, Any], Sequence[WireArray]], bool]
+
+
+@dataclasses.dataclass(eq=False)
+class Worker:
+    """A process that runs batches.
+
+    Attributes:
+        name: never used twice.
+        address: where to send to.
+        work: what it runs.
+        since: when it got that, or became ready, in seconds on the clock.
+    """
+
+    name: str
+    address: Hashable
+    work: Work | None = None
+    since: float = 0.0
+
+
+@dataclasses.dataclass(eq=False)
+class Host:
+    """A process that has workers.
+
+    Attributes:
+        id: names the host.
+        settings: how it was started; None for one that joined.
+        process: the server's own child; None for one that joined, or that waits to be started again.
+        address: where to send to, once it was heard of.
+        workers: those that are ready, by name.
+        seen: when it last said something.
+        started: when it was started.
+        failures: how often in a row it died early.
+        restart_at: when to start it again.
+        leaving: gets no more batches.
+        dead: names of workers that died.
+    """
+
+    id: str
+    settings: HostSettings | None
+    process: subprocess.Popen[bytes] | None = None
+    address: Hashable | None = None
+    workers: dict[str, Worker] = dataclasses.field(default_factory=dict)
+    seen: float = 0.0
+    started: float = 0.0
+    failures: int = 0
+    restart_at: float | None = None
+    leaving: bool = False
+    dead: set[str] = dataclasses.field(default_factory=set)
+
+
+class Pool:
+    """Keeps the workers of a bundle running and busy.
+
+    Args:
+        serving: where batches come from and results go to.
+        settings: the server's own hosts; each process gets a new id.
+        send: sends a message to a host or worker.
+        batch_timeout_s: a worker that takes longer over a batch hangs and is killed.
+        on_restart: called for each worker that died.
+        on_batch: called for each batch that was run, with its seconds.
+        clock: seconds, never going back.
+    """
+
+    def __init__(
+        self,
+        serving: Serving,
+        settings: Sequence[HostSettings],
+        send: Send,
+        *,
+        batch_timeout_s: float,
+        on_restart: Callable[[], None] = lambda: None,
+        on_batch: Callable[[Work, float], None] = lambda work, seconds: None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.serving = serving
+        self._settings, self._send = settings, send
+        self._batch_timeout_s = batch_timeout_s
+        self._on_restart, self._on_batch = on_restart, on_batch
+        self._clock = clock
+        self._hosts: dict[str, Host] = {}
+        self._was_ready = self.is_stopping = False
+        self._broken: str | None = None
+
+    def start(self) -> None:
+        """Starts the server's own hosts."""
+        for settings in self._settings:
+            self._start(settings)
+
+    def _start(self, settings: HostSettings, failures: int = 0) -> None:
+        settings = dataclasses.replace(settings, host_id=secrets.token_hex(8))
+        process = start_host(settings)
+        self._hosts[settings.host_id] = Host(
+            settings.host_id, settings, process, started=self._clock(), failures=failures
+        )
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every own host has all its workers, now or at some time before."""
+        self._was_ready = self._was_ready or all(
+            len(host.workers) >= host.settings.num_workers
+            for host in self._hosts.values()
+            if host.settings is not None
+        )
+        return self._was_ready
+
+    @property
+    def problem(self) -> str | None:
+        """Why the bundle cannot be run, as a host says; None if nothing is known to be wrong."""
+        return self._broken
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Workers, and how many of them have nothing to do."""
+        workers = [worker for host in self._hosts.values() for worker in host.workers.values()]
+        return len(workers), sum(worker.work is None for worker in workers)
+
+    def owns(self, host_id: str) -> bool:
+        """Whether a host, or the host that a worker is named after, is one of these."""
+        return host_id.partition(".")[0] in self._hosts
+
+    def has_worker(self, address: Hashable) -> bool:
+        """Whether one of the workers is at this address."""
+        return any(worker.address == address for worker in self._workers())
+
+    def join(self, host_id: str, address: Hashable) -> None:
+        """Takes in a host that was started elsewhere and holds the same bundle."""
+        self._hosts[host_id] = Host(host_id, None, address=address, seen=self._clock())
+        log.info("a host joined for the model %s", self.serving.name)
+
+    def on_message(
+        self, address: Hashable, header: Mapping[str, Any], arrays: Sequence[WireArray], body: Any
+    ) -> Answered:
+        """Takes a message of one of its hosts or workers; returns the requests that are answered by it."""
+        name, kind = header["id"], header["kind"]
+        if kind in ("done", "failed"):
+            return self._on_result(address, header, arrays, body)
+        host = self._hosts[name.partition(".")[0]]
+        host.seen = self._clock()
+        if kind == "host":
+            host.address = address
+        elif kind == "beat" and (host.address != address or header.get("workers", 0) > len(host.workers)):
+            self._send(address, {"id": host.id, "kind": "who"}, ())  # it was overheard, or connected anew
+        elif kind == "ready":
+            return self._on_ready(host, name, address)
+        elif kind == "died":
+            log.warning("worker %s of the model %s died: %s", name, self.serving.name, header.get("status"))
+            self._on_restart()
+            host.dead.add(name)  # what it said before may be heard after this
+            return self._lose(host.workers.pop(name, None))
+        elif kind == "broken":
+            self._broken = str(header.get("problem"))
+        elif kind == "leave":
+            host.leaving = True
+        return []
+
+    def _on_ready(self, host: Host, name: str, address: Hashable) -> Answered:
+        known = host.workers.get(name)
+        if name in host.dead or (known is not None and known.address == address):
+            return []
+        host.workers[name] = Worker(name, address, since=host.seen)
+        self._broken = None
+        return self._lose(known)  # it connected anew, so the batch that it had did not reach it
+
+    def _on_result(
+        self, address: Hashable, header: Mapping[str, Any], arrays: Sequence[WireArray], body: Any
+    ) -> Answered:
+        worker = next((worker for worker in self._workers() if worker.address == address), None)
+        if worker is None or worker.work is None or header["id"] != str(worker.work.batch.number):
+            return []  # of a worker that was given up
+        work, worker.work, worker.since = worker.work, None, self._clock()
+        if header["kind"] == "failed":
+            return self.serving.failed(work.batch.number, str(header.get("problem")))
+        self._on_batch(work, float(header.get("seconds", 0.0)))
+        outputs = {str(array.name): array.values for array in arrays}
+        problem = _mismatch(work, self.serving, outputs, body)
+        if problem:
+            return self.serving.failed(work.batch.number, problem)
+        return self.serving.done(work.batch.number, outputs, body or ())
+
+    def _workers(self) -> list[Worker]:
+        return [worker for host in self._hosts.values() for worker in host.workers.values()]
+
+    def dispatch(self) -> None:
+        """Gives batches to idle workers."""
+        hosts = [host for host in self._hosts.values() if not host.leaving]
+        idle = [worker for host in hosts for worker in host.workers.values() if worker.work is None]
+        while idle:
+            work = self.serving.next_batch(len(idle))
+            if work is None:
+                return
+            worker = idle.pop()
+            header = {
+                "id": str(work.batch.number),
+                "kind": "batch",
+                "finish": work.finish,
+                "outputs": work.outputs,
+            }
+            worker.work, worker.since = work, self._clock()
+            if not self._send(worker.address, header, [WireArray(*item) for item in work.arrays.items()]):
+                worker.since = -math.inf  # it hangs, as far as anybody can tell
+
+    def tick(self) -> Answered:
+        """Looks after hosts and workers; to be called a few times a second."""
+        answered, now = [], self._clock()
+        for host in list(self._hosts.values()):
+            status = host.process.poll() if host.process is not None else None
+            if status is not None:
+                answered += self._host_died(host, status, now)
+            elif host.settings is None and now - host.seen > _SILENT_S:
+                log.warning("a host that had joined has not been heard of for %d s", _SILENT_S)
+                answered += self._drop(host)
+            elif host.settings is not None and host.restart_at is not None and now >= host.restart_at:
+                del self._hosts[host.id]
+                self._start(host.settings, host.failures)
+            elif host.leaving and host.address is not None and not any(w.work for w in host.workers.values()):
+                self._send(host.address, {"id": "stop", "kind": "stop"}, ())
+                answered += self._drop(host)
+            for worker in host.workers.values():
+                if worker.work is not None and now - worker.since > self._batch_timeout_s:
+                    log.warning("worker %s does not answer in time: killed", worker.name)
+                    worker.since = now  # do not ask again at once
+                    self._send(host.address, {"id": worker.name, "kind": "kill"}, ())
+        return answered
+
+    def _host_died(self, host: Host, status: int, now: float) -> Answered:
+        answered = self._lose(*host.workers.values())
+        host.workers.clear()
+        host.process, host.address = None, None
+        if self.is_stopping:
+            del self._hosts[host.id]
+            return answered
+        host.failures = 1 if now - host.started > _LONG_LIFE_S else host.failures + 1
+        wait = min(_RESTART_S * 2 ** (host.failures - 1), _MAX_RESTART_S)
+        host.restart_at = now + wait
+        what = f"the process that has the workers of the model {self.serving.name} ended with status {status}"
+        if not self._was_ready and host.failures >= _MAX_STARTS and self._broken is None:
+            self._broken = what
+        log.warning("%s; it is started again in %.1f s", what, wait)
+        return answered
+
+    def _drop(self, host: Host) -> Answered:
+        del self._hosts[host.id]
+        return self._lose(*host.workers.values())
+
+    def _lose(self, *workers: Worker | None) -> Answered:
+        answered: Answered = []
+        for worker in workers:
+            if worker is not None and worker.work is not None:
+                answered += self.serving.lost(worker.work.batch.number)
+                worker.work = None
+        return answered
+
+    def stop(self) -> None:
+        """Has all workers finish what they run and end."""
+        self.is_stopping = True
+        for host in self._hosts.values():
+            if host.address is not None:
+                self._send(host.address, {"id": "stop", "kind": "stop"}, ())
+            elif host.process is not None:
+                host.process.kill()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether none of the server's own processes is left."""
+        return all(host.process is None or host.process.poll() is not None for host in self._hosts.values())
+
+    def kill(self) -> None:
+        """Ends the server's own processes at once: a host whose lifeline is cut takes its workers along."""
+        for host in self._hosts.values():
+            if host.process is not None:
+                host.process.kill()
+                host.process.wait()
+
+
+def _mismatch(work: Work, serving: Serving, outputs: Mapping[str, Any], answers: Any) -> str | None:
+    """What is wrong with the results of a batch; None if nothing is."""
+    if len(answers or ()) != len(work.finish):
+        return f"the worker gave {len(answers or ())} answers for {len(work.finish)} rows"
+    if not work.outputs:
+        return None
+    for spec in serving.bundle.outputs:
+        found = outputs.get(spec.name)
+        if found is None or found.ndim != len(spec.axes) or len(found) != len(work.batch.rows):
+            what = "nothing" if found is None else f"the shape {found.shape}"
+            return f"output {spec.name!r} is {what} for {len(work.batch.rows)} rows"
+    return None
