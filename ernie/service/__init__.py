@@ -1,0 +1,1 @@
+"""Embeddings as a service: the encoder server, its export, its clients. No Paddle is loaded here."""
