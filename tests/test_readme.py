@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,6 +46,17 @@ def make_model(folder: Path) -> None:
     ErnieModel(config).save_pretrained(folder, tokenizer=load_tokenizer(None, vocab_file=source))
 
 
+@contextlib.contextmanager
+def servers_ended(folder: Path) -> Iterator[None]:
+    """Kills the servers that a block started and no later block ended."""
+    try:
+        yield
+    finally:
+        for file in folder.glob("*.pid"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(file.read_text()), signal.SIGKILL)
+
+
 @pytest.mark.timeout(240)
 def test_blocks_run(tmp_path: Path, root: Path) -> None:
     make_data(tmp_path / "data")
@@ -58,12 +72,14 @@ def test_blocks_run(tmp_path: Path, root: Path) -> None:
     blocks = BLOCK.findall((root / "README.md").read_text("utf-8"))
     assert len(blocks) >= 6
     before = {path.name for path in tmp_path.iterdir()}
-    for language, code in blocks:
-        command = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}[language]
-        done = subprocess.run(
-            [*command, code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
-        )
-        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+    with servers_ended(tmp_path / "output"):
+        for language, code in blocks:
+            command = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}[language]
+            done = subprocess.run(
+                [*command, code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
+            )
+            logs = "".join(log.read_text("utf-8") for log in (tmp_path / "output").glob("*.log"))
+            assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}\n{logs}"
     rows = (tmp_path / "output/answers.tsv").read_text("utf-8").splitlines()
     assert [len(row.split("\t")) for row in rows] == [2, 2]
     assert {path.name for path in tmp_path.iterdir()} - before == {"output"}  # which git ignores

@@ -1,4 +1,4 @@
-"""Service: requests and replies as they travel. No Paddle but in the worker process."""
+"""Service: the inference server and its clients. No Paddle but in the worker process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING
 from propeller.lazy import attach
 
 if TYPE_CHECKING:
+    from propeller.service.client import AsyncInferenceClient as AsyncInferenceClient
+    from propeller.service.client import InferenceClient as InferenceClient
+    from propeller.service.server import Server as Server
+    from propeller.service.settings import ServerSettings as ServerSettings
     from propeller.service.wire import Limits as Limits
     from propeller.service.wire import Reply as Reply
     from propeller.service.wire import Request as Request
@@ -19,6 +23,9 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "propeller.service.client": ["AsyncInferenceClient", "InferenceClient"],
+        "propeller.service.server": ["Server"],
+        "propeller.service.settings": ["ServerSettings"],
         "propeller.service.wire": [
             "Limits",
             "Reply",

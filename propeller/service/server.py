@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -114,20 +114,19 @@ class Server:
                 self._metrics.watch(name, model.gauges)
                 model.start()
             while not self._is_done():
-                self._sockets.wait(self._pause())
-                self._turn()
+                self._turn(self._sockets.wait(self._pause()))
             return self._end()
 
-    def _turn(self) -> None:
+    def _turn(self, readable: Collection[Any]) -> None:
         """One round: what came in, what is due, what workers can take."""
         while self._signals:
             self._on_signal(self._signals.popleft())
-        for address, message in self._sockets.from_workers():
+        for address, message in self._sockets.from_workers(readable):
             self._on_worker(address, message)
         while self._results:
             self._results.popleft()()
         for frontend in self._sockets.frontends:
-            for client, frames in frontend.receive():
+            for client, frames in frontend.receive() if frontend.socket in readable else ():
                 self._on_request(client, frames)
             for client in frontend.gone(self._has_work):
                 for pool in self._pools():
@@ -369,8 +368,7 @@ class Server:
             pool.stop()
         until = min(time.monotonic() + _STOP_S, max(self._drain_until, time.monotonic() + 1.0))
         while time.monotonic() < until and not all(pool.is_gone for pool in self._pools()):
-            self._sockets.wait(0.05)
-            for _ in self._sockets.from_workers():
+            for _ in self._sockets.from_workers(self._sockets.wait(0.05)):
                 pass  # results that nobody waits for any more
         return 0
 

@@ -8,7 +8,7 @@ import logging
 import math
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,16 +110,22 @@ class Sockets:
         with contextlib.suppress(BlockingIOError):  # it rings already
             self._bell.send(b"\0")
 
-    def wait(self, timeout_s: float) -> None:
-        """Waits until there is something to read, somebody rings, or the time is up."""
-        self._poller.poll(math.ceil(max(0.0, timeout_s) * 1000))
-        with contextlib.suppress(BlockingIOError):
-            self._ear.recv(4096)
+    def wait(self, timeout_s: float) -> Collection[Any]:
+        """Waits until there is something to read, somebody rings, or the time is up.
 
-    def from_workers(self) -> Iterator[tuple[Address, MessageReader]]:
+        Returns:
+            The sockets that can be read.
+        """
+        readable = dict(self._poller.poll(math.ceil(max(0.0, timeout_s) * 1000)))
+        if readable.pop(self._ear.fileno(), None):
+            with contextlib.suppress(BlockingIOError):
+                self._ear.recv(4096)
+        return readable
+
+    def from_workers(self, readable: Collection[Any]) -> Iterator[tuple[Address, MessageReader]]:
         """Gives the messages of hosts and workers that are there, some at a time."""
         for number, backend in enumerate(self._backends):
-            for _ in range(_MESSAGES_A_TURN):
+            for _ in range(_MESSAGES_A_TURN if backend in readable else 0):
                 try:
                     parts = backend.recv_multipart(zmq.NOBLOCK, copy=False)
                 except zmq.Again:

@@ -34,7 +34,8 @@ from propeller.errors import (
     WorkerDied,
 )
 from propeller.service.client import AsyncInferenceClient, InferenceClient
-from propeller.service.wire import Reply, WireArray, decode_request, encode_reply
+from propeller.service.outbox import Call, Deadline, Outbox
+from propeller.service.wire import Reply, Request, WireArray, decode_request, encode_reply
 
 IDS = np.arange(12, dtype=np.int64).reshape(6, 2)
 # Longer than anything here takes.
@@ -588,6 +589,16 @@ class TestLostAndLate:
         with pytest.raises(ServerError, match="no result"):
             client.spec()
 
+    def test_what_is_given_up_while_it_is_sent_waits_for_no_reply(self):
+        outbox = Outbox()
+        call = Call(Request("-", "ping"), Deadline(None), retry=True)
+        outbox.add(call)
+        assert outbox.first() is call
+        assert not outbox.forget(call)
+        outbox.was_sent(call, "1")
+        assert not outbox.awaits_replies()
+        assert outbox.answered("1") is None and outbox.dropped == 1
+
 
 class TestLife:
     def test_many_threads(self, client):
@@ -825,6 +836,18 @@ class TestAsync:
                     await client(IDS, timeout=0.1)
 
         asyncio.run(work())
+
+    def test_a_slow_consumer_gets_what_came_in_time(self, server):
+        async def work():
+            async with AsyncInferenceClient(server.address, timeout=LONG) as client:
+                await client.ping()
+                results = client.map("answers", [["a"], ["b"]], timeout=1.0)
+                end = time.monotonic() + 1.0
+                found = [await anext(results)]
+                await asyncio.to_thread(wait_for, lambda: time.monotonic() > end)
+                return found + [answers async for answers in results]
+
+        assert len(asyncio.run(work())) == 2
 
     def test_cancellation_gives_up_the_request(self):
         async def work():
