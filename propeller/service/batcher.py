@@ -104,10 +104,10 @@ class Batcher:
         max_batch_size: rows of a batch.
         max_queue_rows: rows that may wait.
         max_wait_s: how long a row waits for company while all workers are busy.
-        length_step: padded lengths are multiples of it ...
+        length_step: lengths are rounded up to multiples of it ...
         max_length: ... but never above what the model takes; None: the token budget is the limit.
-        max_padding: rows of other padded lengths join a batch when at most this share of each is padding up
-            to the longest of these. Raise it for a device on which short batches take as long as full ones.
+        batch_cost: what a batch costs beside its tokens, in tokens: with more, rows of less like length are
+            put together. 0: only rows of one padded length.
         clock: the time, never going back.
 
     Raises:
@@ -122,7 +122,7 @@ class Batcher:
         max_wait_s: float,
         length_step: int = 16,
         max_length: int | None = None,
-        max_padding: float = 0.125,
+        batch_cost: int = 24,
         clock: Callable[[], float] = time.monotonic,
     ):
         max_length = max_batch_tokens if max_length is None else max_length
@@ -133,12 +133,12 @@ class Batcher:
                 raise ConfigError(f"{name} is {value}; expected at least 1.")
         if not 0 <= max_wait_s < math.inf:
             raise ConfigError(f"max_wait_s is {max_wait_s}; expected a number of seconds, 0 or more.")
-        if not 0 <= max_padding < 1:
-            raise ConfigError(f"max_padding is {max_padding}; expected a share, from 0 to below 1.")
+        if batch_cost < 0:
+            raise ConfigError(f"batch_cost is {batch_cost}; expected a number of tokens, 0 or more.")
         self._max_length = min(max_length, max_batch_tokens)
         self._max_queue_rows, self._max_wait_s, self._step = max_queue_rows, max_wait_s, length_step
         self._clock = clock
-        self._lanes = Lanes(max_batch_tokens, max_batch_size, max_padding)
+        self._lanes = Lanes(max_batch_tokens, max_batch_size, batch_cost)
         self._jobs: dict[Hashable, Entry] = {}
         self._by_client: dict[Hashable, dict[int, Entry]] = {}
         self._retries: deque[_Picked] = deque()  # each of one job
@@ -297,6 +297,10 @@ class Batcher:
         for entry in entries:
             self._drop(entry)
         return [entry.job for entry in entries]
+
+    def has_jobs(self, client: Hashable) -> bool:
+        """Whether a client has jobs that are not done."""
+        return client in self._by_client
 
     def drop(self, job_id: Hashable) -> None:
         """Drops a job, since a row of it failed, say; does nothing if it has ended."""

@@ -1,4 +1,7 @@
-"""A process that runs beside a server for as long as that is ready, such as an HTTP front."""
+"""A process that runs beside a server for as long as that is ready, such as an HTTP front.
+
+Its standard input is a pipe that ends with the server, however that ends; it should end then, too.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ class Companion:
             log.error("%s ended with status %d", self._command[:3], self._process.returncode)
             self._process, self._restart_at = None, now + _RESTART_S
         if self._command and self._process is None and now >= self._restart_at:
-            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL)
+            self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE)
 
     def ask_to_end(self) -> None:
         """Has it finish what it has, without waiting for that."""

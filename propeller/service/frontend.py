@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ _MESSAGES_A_TURN = 64
 _NOBODYS_ID = "0"
 # A connection that ends is forgotten by the socket a moment after the monitor tells of it.
 _PROBES = 3
+# Replies that a client does not read in time wait here; beyond so many, of all clients, they are dropped.
+_MAX_UNSENT = 10_000
 
 
 class Client(NamedTuple):
@@ -59,24 +62,37 @@ class Frontend:
     ):
         self.number = number
         self.socket = context.socket(zmq.ROUTER)
-        self.socket.ipv6 = "[" in endpoint  # else libzmq names an IPv4 address as an IPv6 one
-        self.socket.linger = 1000
-        self.socket.maxmsgsize = max_message_bytes
-        self.socket.router_mandatory = True
-        self.socket.sndtimeo = 0
-        if secure is not None:
-            secure(self.socket)
         self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         try:
-            self.socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            self.close()
-            raise ConfigError(
-                f"{endpoint} cannot be listened on: {error}. Another server may have the port; take another."
-            ) from error
+            self._bind(endpoint, max_message_bytes, secure)
+        except BaseException:
+            self.close()  # an open socket keeps its context from ending
+            raise
         self.address = self.socket.last_endpoint.decode().rstrip("\0")
         self._connections: dict[int, set[bytes]] = {}  # who is behind a file descriptor
         self._suspects: deque[tuple[bytes, int]] = deque()
+        self._unsent: deque[tuple[bytes, list[Frame]]] = deque()
+
+    def _bind(
+        self, endpoint: str, max_message_bytes: int, secure: Callable[[zmq.Socket[Any]], None] | None
+    ) -> None:
+        socket = self.socket
+        socket.ipv6 = "[" in endpoint  # else libzmq names an IPv4 address as an IPv6 one
+        socket.linger = 1000
+        socket.maxmsgsize = max_message_bytes
+        socket.router_mandatory = True
+        socket.sndtimeo = 0
+        # A machine that went away without a word gives its connection back.
+        socket.tcp_keepalive, socket.tcp_keepalive_idle = 1, 60
+        socket.tcp_keepalive_intvl, socket.tcp_keepalive_cnt = 10, 3
+        if secure is not None:
+            secure(socket)
+        try:
+            socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            raise ConfigError(
+                f"{endpoint} cannot be listened on: {error}. Another server may have the port; take another."
+            ) from error
 
     def receive(self) -> Iterator[tuple[Client, list[Frame]]]:
         """Gives the messages that are there, some at a time; `frames` are without the sender's name."""
@@ -86,22 +102,45 @@ class Frontend:
             except zmq.Again:
                 return
             identity = parts[0].bytes
-            self._connections.setdefault(parts[-1].get(zmq.SRCFD), set()).add(identity)
+            # The first versions of the protocol have no such thing.
+            with contextlib.suppress(zmq.ZMQError):
+                self._connections.setdefault(parts[-1].get(zmq.SRCFD), set()).add(identity)
             yield Client(self.number, identity), [part.buffer for part in parts[1:]]
 
     def send(self, identity: bytes, reply: Reply) -> bool:
-        """Sends a reply; returns False if the client is gone or reads nothing.
+        """Sends a reply, now or when the client reads again; returns False if it is gone, or never reads.
 
         Raises:
             ServerError: the reply cannot be encoded.
         """
+        frames = encode_reply(reply)
+        sent = self._try(identity, frames)
+        if sent is None:
+            self._unsent.append((identity, frames))
+            if len(self._unsent) > _MAX_UNSENT:
+                self._unsent.popleft()
+                return False
+        return sent is not False
+
+    def _try(self, identity: bytes, frames: list[Frame]) -> bool | None:
+        """Sends; returns False if nobody is there, None if the client has too much to read already."""
         try:
-            self.socket.send_multipart([identity, *encode_reply(reply)], copy=False)
+            self.socket.send_multipart([identity, *frames], copy=False)
+        except zmq.Again:
+            return None
         except zmq.ZMQError as error:
-            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+            if error.errno != zmq.EHOSTUNREACH:
                 raise
             return False
         return True
+
+    def send_again(self) -> bool:
+        """Tries what could not be sent before; returns whether something is left."""
+        for _ in range(len(self._unsent)):
+            identity, frames = self._unsent.popleft()
+            if self._try(identity, frames) is None:
+                self._unsent.append((identity, frames))
+        return bool(self._unsent)
 
     def gone(self, has_work: Callable[[Client], bool]) -> list[Client]:
         """Returns the clients that were found to be gone.

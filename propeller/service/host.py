@@ -13,6 +13,7 @@ the next one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -43,7 +44,7 @@ _BEAT_S = 1.0
 _LEAVE_S = 30.0
 # How long a host that cannot run its bundle tries to tell the server.
 _REPORT_S = 5.0
-_STDIN = 0
+_STDIN, _STDERR = 0, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,10 +135,22 @@ class HostSettings:
 
 
 def start_host(settings: HostSettings) -> subprocess.Popen[bytes]:
-    """Starts a host that lives as long as `stdin` of what is returned is open."""
+    """Starts a host that lives as long as `stdin` of what is returned is open.
+
+    What Paddle prints goes to standard error: the standard output of a server is for its one line.
+    """
     return subprocess.Popen(
-        settings.command(), env=settings.environment(), stdin=subprocess.PIPE, start_new_session=True
-    )
+        settings.command(), env=settings.environment(), stdin=subprocess.PIPE, stdout=_STDERR,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def kill_host(process: subprocess.Popen[bytes]) -> None:
+    """Ends a host that may be dead already, with all its workers: also one that hangs, which they would not
+    notice. They are a process group."""
+    with contextlib.suppress(ProcessLookupError):  # nobody is left
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 class Runner(Protocol):

@@ -9,17 +9,22 @@ version: then the folder is read again, and they join anew once it has that vers
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
+import os
 import secrets
 import select
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from propeller.bundle import read_bundle
 from propeller.cores import available_cores
-from propeller.service.host import HostSettings, start_host
+from propeller.service.host import start_host
+from propeller.service.plan import host_settings
 from propeller.service.settings import ServerSettings, worker_plan
 
 log = logging.getLogger("propeller")
@@ -40,61 +45,81 @@ def join(address: str, settings: ServerSettings) -> int:
         settings: models, devices, workers and keys.
 
     Returns:
-        The exit status: 0, or 1 if a host failed.
+        The exit status: 0, or 1 if a host failed, which ends all.
 
     Raises:
         ExportError: a folder is no bundle.
     """
-    with _signals() as bell:
+    with _signals() as bell, contextlib.ExitStack() as stack:
+        members = [
+            _Member(address, settings, name, path, place)
+            for name, path in settings.models.items()
+            for place in range(len(worker_plan(settings, available_cores())))
+        ]
+        for member in members:
+            stack.callback(member.kill)
+            member.start()
+        told = failed = False
         while True:
-            hosts = [start_host(one) for one in _host_settings(address, settings)]
-            try:
-                told = _watch(hosts, bell)
-            finally:
-                for host in hosts:
-                    host.kill()
-                    host.wait()
-            failed = [host for host in hosts if host.returncode > 0]
-            if told or failed:
-                return 1 if failed else 0
-            log.info("the server let the workers go; they try to join again in %d s", _AGAIN_S)
-            if _rings(bell, _AGAIN_S):
+            if _rings(bell, _LOOK_S):
+                log.info("the workers end at once" if told else "the workers finish what they run")
+                told = True
+                for member in members:
+                    member.ask_to_end()
+            statuses = [member.status for member in members]
+            failed = failed or any(statuses)
+            if told and None not in statuses:
                 return 0
+            if failed and not told:
+                return 1
+            for member, status in zip(members, statuses, strict=True):
+                if status == 0 and not told:
+                    member.tick()
 
 
-def _host_settings(address: str, settings: ServerSettings) -> Iterator[HostSettings]:
-    for name, path in settings.models.items():
-        bundle = read_bundle(path)
-        for group in worker_plan(settings, available_cores()):
-            yield HostSettings(
-                endpoint=address,
-                host_id=secrets.token_hex(8),
-                model=name,
-                folder=str(bundle.folder),
-                bundle_hash=bundle.hash,
-                num_workers=group.num_workers,
-                num_threads=group.num_threads,
-                device=group.device,
-                bf16=settings.bf16,
-                warmup_s=settings.warmup_s,
-                curve_keys=str(settings.curve_keys),
-                verbose=settings.verbose,
-            )
+class _Member:
+    """One host, started again when the server lets it go."""
 
+    def __init__(self, address: str, settings: ServerSettings, name: str, path: Path, place: int):
+        self._address, self._settings, self._name, self._path = address, settings, name, path
+        self._place = place
+        self._again_at = 0.0
+        self.process: subprocess.Popen[bytes] | None = None
 
-def _watch(hosts: list[subprocess.Popen[bytes]], bell: socket.socket) -> bool:
-    """Waits until all hosts have ended; returns whether they were told to by a signal."""
-    told = False
-    while any(host.poll() is None for host in hosts):
-        if _rings(bell, _LOOK_S):
-            log.info("the workers end at once" if told else "the workers finish what they run")
-            told = True
-            for host in hosts:
-                with contextlib.suppress(BrokenPipeError):
-                    if host.stdin is not None:
-                        host.stdin.write(b"\0")
-                        host.stdin.flush()
-    return told
+    def start(self) -> None:
+        bundle = read_bundle(self._path)
+        keys = str(self._settings.curve_keys)
+        hosts = list(host_settings(self._settings, self._name, bundle, self._address, keys))
+        self.process = start_host(dataclasses.replace(hosts[self._place], host_id=secrets.token_hex(8)))
+        self._again_at = 0.0
+
+    def tick(self) -> None:
+        """Starts it again some time after it has ended, with the bundle that is there then."""
+        now = time.monotonic()
+        if not self._again_at:
+            log.info("the server let go of the workers of %s; they join again in %d s", self._name, _AGAIN_S)
+            self._again_at = now + _AGAIN_S
+        elif now >= self._again_at:
+            self.start()
+
+    @property
+    def status(self) -> int | None:
+        """The exit status; None while it runs."""
+        return None if self.process is None else self.process.poll()
+
+    def ask_to_end(self) -> None:
+        """Has the workers finish what they run; asked a second time they end at once."""
+        if self.process is not None and self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.write(b"\0")
+                self.process.stdin.flush()
+
+    def kill(self) -> None:
+        """Ends it, and its workers, at once."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
 
 def _rings(bell: socket.socket, timeout_s: float) -> bool:

@@ -1,11 +1,11 @@
 """The rows that wait for a worker, and which of them make the next batch; `batcher.py` has the rest.
 
-A row of `length` tokens is padded to a multiple of some step, so that a model meets few shapes, and waits in
-the lane of that padded length. A batch is seeded by the oldest row of the client whose turn it is, and filled
-from the seed's lane and then those of like length; within a lane, too, clients take turns.
+A row of `length` tokens, rounded up to a multiple of some step, waits in the lane of that length. A batch is
+seeded by the oldest row of the client whose turn it is; within a lane, too, clients take turns. With it go
+rows of like length, as many as make the most of the batch: its worth are the tokens of its lanes, its price
+the same after padding, and what any batch costs.
 
-A row costs O(1) to add and to take, a batch a look at each lane at most (of which 512 tokens in steps of 16
-make 32), however many rows wait.
+A row costs O(1) to add and to take, a batch a look at some dozens of lanes, however many rows wait.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class Entry:
         return min(self.rows, key=lambda padded: self.rows[padded][0])
 
 
+# Lanes above the seed's that are tried as the longest of a batch.
+_MAX_LANES = 32
 # A row: the job it belongs to, and its index there.
 Row = tuple[Entry, int]
 
@@ -134,14 +136,14 @@ class Lanes:
     Args:
         max_tokens: what rows times padded length of a batch may come to.
         max_rows: rows of a batch.
-        max_padding: rows of another lane join a batch when at most this share of each row is padding up to
-            the longest lane.
+        batch_cost: what a batch costs beside its tokens, in tokens. The higher, the more padding is taken
+            for fewer batches; with 0 only rows of one lane go together.
     """
 
-    def __init__(self, max_tokens: int, max_rows: int, max_padding: float):
+    def __init__(self, max_tokens: int, max_rows: int, batch_cost: int):
         self.rows = 0
         self._tokens = 0  # of these rows, padded
-        self._max_tokens, self._max_rows, self._max_padding = max_tokens, max_rows, max_padding
+        self._max_tokens, self._max_rows, self._batch_cost = max_tokens, max_rows, batch_cost
         self._entries: OrderedDict[int, Entry] = OrderedDict()
         self._turns = _Turns()
         self._lanes: dict[int, _Lane] = {}
@@ -182,25 +184,40 @@ class Lanes:
         tokens = self._max_tokens
         if idle_workers > 1:
             tokens = min(tokens, max(seed, math.ceil(self._tokens / idle_workers)))
+        here = bisect_left(self._lengths, seed)
+        windows = []
+        for high in range(here, min(here + _MAX_LANES, len(self._lengths))):
+            window = self._window(here, high, tokens)
+            if window is None:
+                break
+            windows.append(window)
+        return max(windows, key=lambda window: window[1])[0]  # of equals the first, with the least padding
+
+    def _window(self, here: int, high: int, tokens: int) -> tuple[Plan, float] | None:
+        """Plans a batch whose longest rows are those of lane number `high`, with its worth by its price.
+
+        It has all rows of the lanes above the seed's, number `here`, and below that what raises its worth by
+        its price. None if there is no room for the seed.
+        """
+        top = self._lengths[high]
+        room = self._capacity(top, tokens)
+        above = [(lane, self._lanes[lane].rows) for lane in self._lengths[here + 1 : high + 1]]
+        rows = sum(count for _, count in above)
+        if rows >= room:
+            return None
+        worth = sum(lane * count for lane, count in above)
         parts: list[tuple[int, int]] = []
-        taken, bottom, top, lane = 0, seed, seed, seed
-        low = high = bisect_left(self._lengths, seed)
-        while True:  # with the next lane, the nearest first
-            count = min(self._lanes[lane].rows, self._capacity(top, tokens) - taken)
+        for place in range(here, -1, -1):
+            lane = self._lengths[place]
+            pays = lane * (self._batch_cost + rows * top) > worth * top
+            if rows == room or (place < here and not pays):
+                break
+            count = min(self._lanes[lane].rows, room - rows)
             parts.append((lane, count))
-            taken += count
-            if taken == self._capacity(top, tokens):
-                return Plan(parts, in_turn=True, full=True)
-            below = self._lengths[low - 1] if low else 0
-            above = self._lengths[high + 1] if high + 1 < len(self._lengths) else 0
-            down = below > 0 and self._alike(below, top)
-            up = above > 0 and self._alike(bottom, above) and self._capacity(above, tokens) > taken
-            if down and not (up and above - seed < seed - below):
-                low, bottom, lane = low - 1, below, below
-            elif up:
-                high, top, lane = high + 1, above, above
-            else:
-                return Plan(parts, in_turn=True, full=False)
+            rows += count
+            worth += count * lane
+        plan = Plan([parts[0], *above, *parts[1:]], in_turn=True, full=rows == room)
+        return plan, worth / (self._batch_cost + rows * top)
 
     def full_lane(self) -> Plan | None:
         """Plans a batch of a lane that fills one by itself, whoever's turn it is; None if there is none."""
@@ -250,9 +267,6 @@ class Lanes:
         if not entry.rows:
             self._turns.remove(entry)
             del self._entries[entry.number]
-
-    def _alike(self, short: int, long: int) -> bool:
-        return long - short <= self._max_padding * long
 
     def _capacity(self, padded: int, tokens: int) -> int:
         return min(self._max_rows, tokens // padded)

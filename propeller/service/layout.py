@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from propeller.bundle import ArraySpec, Bundle
+from propeller.bundle import Bundle
 from propeller.data import pad_batch
-from propeller.errors import BadRequest, DataError, ExportError, PropellerError
+from propeller.errors import BadRequest, DataError, ExportError, PropellerError, ServerError, ServiceError
 from propeller.inputs import check_inputs, match_inputs, row_lengths
 from propeller.processor import Processor
 from propeller.service.wire import Request, WireArray
@@ -54,6 +54,7 @@ class Layout:
         processor: the bundle's, None if it has none.
         axis: the axis whose size is a row's length in tokens: the second one of an input, where that varies;
             None if there is none.
+        takes_padding: whether rows of unlike length can be run together.
 
     Raises:
         ExportError: the bundle's inputs and outputs do not all begin with rows, or its processor cannot be
@@ -69,6 +70,11 @@ class Layout:
             (axis for spec in bundle.inputs for axis in spec.axes[1:2] if isinstance(axis, str)), None
         )
         self._measure = next((spec.name for spec in bundle.inputs if self.axis in spec.axes[1:2]), None)
+        named = {axis for spec in bundle.inputs for axis in spec.axes}
+        # What has an axis of its own could not be cut to a request's size again.
+        self.takes_padding = bundle.ignores_padding and all(
+            isinstance(axis, int) or axis in named for spec in bundle.outputs for axis in spec.axes
+        )
         # Padding is cut where that cannot be seen.
         self._trims = bundle.ignores_padding and not any(self.axis in spec.axes for spec in bundle.outputs)
 
@@ -103,29 +109,36 @@ class Layout:
                 request_id=request.id,
             )
         try:
-            examples = self._prepared(self.processor, request.raws or ())
-            named = {spec.name: spec.pad_value for spec in self._inputs}
-            padded = pad_batch([{name: row[name] for name in named} for row in examples], pad_values=named)
-            arrays = check_inputs(self._inputs, padded, self._limits)
+            return self._inputs_of(self._prepared(self.processor, request.raws or ()))
+        except ServiceError:
+            raise
         except PropellerError as error:
             raise BadRequest(str(error), request_id=request.id) from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise BadRequest(
                 f"The examples are not what the processor takes: {error!r}.", request_id=request.id
             ) from error
+
+    def _inputs_of(self, examples: Sequence[Mapping[str, Any]]) -> Inputs:
+        """Puts prepared examples into arrays."""
+        named = {spec.name: spec.pad_value for spec in self._inputs}
+        padded = pad_batch([{name: row[name] for name in named} for row in examples], pad_values=named)
         lengths = [1 if self._measure is None else len(row[self._measure]) for row in examples]
         extras = {
             name: np.asarray([row[name] for row in examples])
             for name, value in examples[0].items()
             if name not in named and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf"
         }
-        return Inputs(arrays, lengths, extras)
+        return Inputs(check_inputs(self._inputs, padded, self._limits), lengths, extras)
 
     def _prepared(self, processor: Processor, raws: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """All examples; of several the error names the one that is bad."""
         try:
-            return processor.prepare(raws)
-        except PropellerError:
+            examples = processor.prepare(raws)
+            if len(examples) != len(raws):
+                raise ServerError(f"the processor made {len(examples)} examples of {len(raws)}")
+            return examples
+        except DataError:
             for place, raw in enumerate(raws if len(raws) > 1 else ()):
                 try:
                     processor.prepare([raw])
@@ -144,7 +157,10 @@ class Layout:
         padded = {}
         for spec in self._inputs:
             arrays = [(part[spec.name], places, rows) for part, places, rows in parts]
-            shape = [num_rows, *self._sizes(spec, [array for array, _, _ in arrays], length)]
+            shape = [num_rows]
+            for place, axis in enumerate(spec.axes[1:], start=1):
+                longest = max(array.shape[place] for array, _, _ in arrays)
+                shape.append(length if axis == self.axis else longest)
             target = np.full(shape, spec.pad_value, dtype=spec.dtype)
             for array, places, rows in arrays:
                 _copy(array, rows, target, places)
@@ -158,26 +174,25 @@ class Layout:
 
         Args:
             parts: rows of the request, and the outputs for them.
-            inputs: the request's. An output with a value for each token is as wide as they are; what lies
-                beyond the batch that a row was in is 0.
+            inputs: the request's. An output that varies as they do is as large as they are; what lies beyond
+                the batch that a row was in is 0.
         """
-        width = self._width(inputs.arrays)
+        own = {
+            axis: size
+            for spec in self._inputs
+            for axis, size in zip(spec.axes, inputs.arrays[spec.name].shape, strict=True)
+        }
         joined = []
         for spec in self._outputs:
             arrays = [(rows, outputs[spec.name]) for rows, outputs in parts]
-            shape = [len(inputs.lengths), *self._sizes(spec, [array for _, array in arrays], width)]
+            shape = [len(inputs.lengths)]
+            for place, axis in enumerate(spec.axes[1:], start=1):
+                shape.append(own.get(axis, max(array.shape[place] for _, array in arrays)))
             target = np.zeros(shape, dtype=spec.dtype)
             for rows, array in arrays:
                 _copy(array, slice(None), target, rows)
             joined.append(WireArray(spec.name, target))
         return [*joined, *(WireArray(name, values) for name, values in inputs.extras.items())]
-
-    def _sizes(self, spec: ArraySpec, arrays: Sequence[np.ndarray], length: int) -> list[int]:
-        """Sizes of all axes but the rows' in which all these arrays have room."""
-        return [
-            length if axis == self.axis else max(array.shape[place] for array in arrays)
-            for place, axis in enumerate(spec.axes[1:], start=1)
-        ]
 
     def _width(self, arrays: Mapping[str, np.ndarray]) -> int:
         """Size of `axis` in a request's arrays, 0 if there is none."""
@@ -200,7 +215,8 @@ def _check_axes(bundle: Bundle) -> None:
             "varying size, such as 'batch', so that rows of several requests can be run together."
         )
     varying = {axis for spec in bundle.inputs for axis in spec.axes[1:] if isinstance(axis, str)}
-    if len(varying) > 1 and not bundle.ignores_padding:
+    second = {axis for spec in bundle.inputs for axis in spec.axes[1:2] if isinstance(axis, str)}
+    if not bundle.ignores_padding and (len(varying) > 1 or varying != second):
         raise ExportError(
             f"{bundle.folder} cannot be served: its inputs vary along {', '.join(sorted(varying))}, and "
             "padding changes its outputs, so that no two requests could be run together. Have the model mask "

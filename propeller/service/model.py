@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from pathlib import Path
 
 from propeller.bundle import read_bundle
-from propeller.cores import available_cores
 from propeller.errors import PropellerError, ServerError
-from propeller.service.host import HostSettings
 from propeller.service.metrics import Metrics
+from propeller.service.plan import batch_limits, host_settings
 from propeller.service.pool import Pool
 from propeller.service.serving import Answered, Serving, Work
-from propeller.service.settings import ServerSettings, worker_plan
+from propeller.service.settings import ServerSettings
 from propeller.service.sockets import Sockets
 
 log = logging.getLogger("propeller")
-
-# On a CPU larger batches gain nothing, and short requests wait longer behind them; a card is filled by more.
-_CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 1024, 16384
 
 
 class Model:
@@ -68,7 +65,7 @@ class Model:
         """
         if self._loading is not None or self._coming is not None:
             return
-        folder = self.path.resolve()
+        folder = Path(os.path.realpath(self.path))  # `resolve` raises where links go round in a circle
         if changed_only and folder == self._folder:
             return
         self._folder = folder  # whatever comes of it, it is not tried again and again
@@ -95,10 +92,10 @@ class Model:
                 pool.stop()
             if pool.is_stopping and pool.is_gone:
                 self._leaving.remove(pool)
-        problem = self.current.problem
-        if problem is not None:
-            error = f"the model {self.name} cannot be run: {problem}"
-            answered.append((self.current, self.current.serving.fail_all(lambda ticket: ServerError(error))))
+        for pool in list(self.pools()):
+            if pool.problem is not None and not pool.counts[0]:
+                error = ServerError(f"the model {self.name} cannot be run: {pool.problem}")
+                answered.append((pool, pool.serving.fail_all(error)))
         return answered
 
     def gauges(self) -> Mapping[str, float]:
@@ -117,6 +114,9 @@ class Model:
         except (PropellerError, OSError) as error:
             log.error("the new version of the model %s cannot be served: %s", self.name, error)
             return
+        except Exception:  # a processor is anybody's code
+            log.exception("the new version of the model %s cannot be served", self.name)
+            return
         if pool.serving.bundle.hash == self.current.serving.bundle.hash:
             log.info("the model %s is as it was", self.name)
             return
@@ -131,36 +131,15 @@ def make_pool(settings: ServerSettings, name: str, sockets: Sockets, metrics: Me
         PropellerError: the bundle cannot be served.
     """
     bundle = read_bundle(path)
-    tokens = settings.max_batch_tokens
-    if tokens is None:
-        tokens = _CPU_BATCH_TOKENS if settings.devices == ("cpu",) else _GPU_BATCH_TOKENS
-        tokens = max([tokens, *bundle.axis_limits.values()])
+    limits = batch_limits(settings, bundle)
     serving = Serving(
         name,
         bundle,
-        max_batch_tokens=tokens,
-        max_batch_size=settings.max_batch_size,
+        limits,
         max_queue_rows=settings.max_queue_rows,
         max_wait_s=settings.max_wait_ms / 1000.0,
         max_message_bytes=settings.max_message_bytes,
     )
-    hosts = [
-        HostSettings(
-            endpoint=sockets.worker_endpoints[0],
-            host_id="",  # the pool gives each process a new one
-            model=name,
-            folder=str(bundle.folder),
-            bundle_hash=bundle.hash,
-            num_workers=group.num_workers,
-            num_threads=group.num_threads,
-            device=group.device,
-            bf16=settings.bf16,
-            warmup_s=settings.warmup_s,
-            warmup_shapes=serving.usual_shapes(),
-            verbose=settings.verbose,
-        )
-        for group in worker_plan(settings, available_cores())
-    ]
 
     def note(work: Work, seconds: float) -> None:
         rows = len(work.batch.rows)
@@ -168,7 +147,7 @@ def make_pool(settings: ServerSettings, name: str, sockets: Sockets, metrics: Me
 
     return Pool(
         serving,
-        hosts,
+        list(host_settings(settings, name, bundle, sockets.worker_endpoints[0])),
         sockets.to_worker,
         batch_timeout_s=settings.batch_timeout_s,
         on_restart=functools.partial(metrics.worker_restarted, name),

@@ -8,12 +8,16 @@ when they die, here; others join from elsewhere. `host.py` is the other side.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
+import os
 import secrets
+import signal
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -27,10 +31,9 @@ log = logging.getLogger("propeller")
 _SILENT_S = 10.0
 # Between starts of a host that dies at once, doubled each time.
 _RESTART_S, _MAX_RESTART_S = 0.2, 10.0
-# A host that lived so long counts as a good one.
-_LONG_LIFE_S = 30.0
-# Starts that may fail in a row before the first batch could be run.
+# Starts in a row that brought no worker, before the bundle counts as one that cannot be run.
 _MAX_STARTS = 3
+_NAMES = 64
 
 # Returns False if nobody is there.
 Send = Callable[[Any, Mapping[str, Any], Sequence[WireArray]], bool]
@@ -64,11 +67,10 @@ class Host:
         address: where to send to, once it was heard of.
         workers: those that are ready, by name.
         seen: when it last said something.
-        started: when it was started.
-        failures: how often in a row it died early.
+        failures: how often in a row it died before a worker was ready.
         restart_at: when to start it again.
         leaving: gets no more batches.
-        dead: names of workers that died.
+        dead: names of workers that died last.
     """
 
     id: str
@@ -77,11 +79,10 @@ class Host:
     address: Hashable | None = None
     workers: dict[str, Worker] = dataclasses.field(default_factory=dict)
     seen: float = 0.0
-    started: float = 0.0
     failures: int = 0
     restart_at: float | None = None
     leaving: bool = False
-    dead: set[str] = dataclasses.field(default_factory=set)
+    dead: deque[str] = dataclasses.field(default_factory=lambda: deque(maxlen=_NAMES))
 
 
 class Pool:
@@ -124,10 +125,12 @@ class Pool:
 
     def _start(self, settings: HostSettings, failures: int = 0) -> None:
         settings = dataclasses.replace(settings, host_id=secrets.token_hex(8))
-        process = start_host(settings)
-        self._hosts[settings.host_id] = Host(
-            settings.host_id, settings, process, started=self._clock(), failures=failures
-        )
+        host = self._hosts[settings.host_id] = Host(settings.host_id, settings, failures=failures)
+        try:
+            host.process = start_host(settings)
+        except OSError as error:  # no process or file is to be had now
+            log.error("workers of the model %s cannot be started: %s", self.serving.name, error)
+            host.restart_at = self._clock() + _MAX_RESTART_S
 
     @property
     def is_ready(self) -> bool:
@@ -146,8 +149,10 @@ class Pool:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Workers, and how many of them have nothing to do."""
-        workers = [worker for host in self._hosts.values() for worker in host.workers.values()]
+        """Workers that get batches, and how many of them have nothing to do."""
+        # Copies, since the thread of the metrics asks, too.
+        hosts = [host for host in list(self._hosts.values()) if not host.leaving]
+        workers = [worker for host in hosts for worker in list(host.workers.values())]
         return len(workers), sum(worker.work is None for worker in workers)
 
     def owns(self, host_id: str) -> bool:
@@ -174,15 +179,18 @@ class Pool:
         host.seen = self._clock()
         if kind == "host":
             host.address = address
-        elif kind == "beat" and (host.address != address or header.get("workers", 0) > len(host.workers)):
+        elif kind == "beat" and (host.address != address or _number(header, "workers") > len(host.workers)):
             self._send(address, {"id": host.id, "kind": "who"}, ())  # it was overheard, or connected anew
         elif kind == "ready":
             return self._on_ready(host, name, address)
         elif kind == "died":
             log.warning("worker %s of the model %s died: %s", name, self.serving.name, header.get("status"))
             self._on_restart()
-            host.dead.add(name)  # what it said before may be heard after this
+            host.dead.append(name)  # what it said before may be heard after this
             return self._lose(host.workers.pop(name, None))
+        elif kind == "broken" and host.settings is None:
+            log.warning("a host that joined cannot run %s: %s", self.serving.name, header.get("problem"))
+            return self._drop(host)
         elif kind == "broken":
             self._broken = str(header.get("problem"))
         elif kind == "leave":
@@ -191,8 +199,10 @@ class Pool:
 
     def _on_ready(self, host: Host, name: str, address: Hashable) -> Answered:
         known = host.workers.get(name)
-        if name in host.dead or (known is not None and known.address == address):
+        has_died = host.settings is not None and host.process is None
+        if has_died or name in host.dead or (known is not None and known.address == address):
             return []
+        host.failures = 0
         host.workers[name] = Worker(name, address, since=host.seen)
         self._broken = None
         return self._lose(known)  # it connected anew, so the batch that it had did not reach it
@@ -206,7 +216,7 @@ class Pool:
         work, worker.work, worker.since = worker.work, None, self._clock()
         if header["kind"] == "failed":
             return self.serving.failed(work.batch.number, str(header.get("problem")))
-        self._on_batch(work, float(header.get("seconds", 0.0)))
+        self._on_batch(work, _number(header, "seconds"))
         outputs = {str(array.name): array.values for array in arrays}
         problem = _mismatch(work, self.serving, outputs, body)
         if problem:
@@ -246,30 +256,38 @@ class Pool:
                 log.warning("a host that had joined has not been heard of for %d s", _SILENT_S)
                 answered += self._drop(host)
             elif host.settings is not None and host.restart_at is not None and now >= host.restart_at:
-                del self._hosts[host.id]
+                answered += self._drop(host)
                 self._start(host.settings, host.failures)
             elif host.leaving and host.address is not None and not any(w.work for w in host.workers.values()):
                 self._send(host.address, {"id": "stop", "kind": "stop"}, ())
                 answered += self._drop(host)
-            for worker in host.workers.values():
+            for worker in list(host.workers.values()):
                 if worker.work is not None and now - worker.since > self._batch_timeout_s:
-                    log.warning("worker %s does not answer in time: killed", worker.name)
-                    worker.since = now  # do not ask again at once
-                    self._send(host.address, {"id": worker.name, "kind": "kill"}, ())
+                    answered += self._give_up(host, worker)
         return answered
 
+    def _give_up(self, host: Host, worker: Worker) -> Answered:
+        """Has a worker killed that does not answer; whether it hears of it or not, it gets no batch again."""
+        log.warning("worker %s does not answer in time: killed", worker.name)
+        host.dead.append(worker.name)
+        del host.workers[worker.name]
+        if host.address is not None:
+            self._send(host.address, {"id": worker.name, "kind": "kill"}, ())
+        return self._lose(worker)
+
     def _host_died(self, host: Host, status: int, now: float) -> Answered:
+        _end_group(host)
         answered = self._lose(*host.workers.values())
+        host.failures = 0 if host.workers else host.failures + 1
         host.workers.clear()
         host.process, host.address = None, None
         if self.is_stopping:
             del self._hosts[host.id]
             return answered
-        host.failures = 1 if now - host.started > _LONG_LIFE_S else host.failures + 1
-        wait = min(_RESTART_S * 2 ** (host.failures - 1), _MAX_RESTART_S)
+        wait = min(_RESTART_S * 2**host.failures, _MAX_RESTART_S)
         host.restart_at = now + wait
         what = f"the process that has the workers of the model {self.serving.name} ended with status {status}"
-        if not self._was_ready and host.failures >= _MAX_STARTS and self._broken is None:
+        if host.failures >= _MAX_STARTS and self._broken is None:
             self._broken = what
         log.warning("%s; it is started again in %.1f s", what, wait)
         return answered
@@ -289,11 +307,13 @@ class Pool:
     def stop(self) -> None:
         """Has all workers finish what they run and end."""
         self.is_stopping = True
-        for host in self._hosts.values():
+        for host in list(self._hosts.values()):
             if host.address is not None:
                 self._send(host.address, {"id": "stop", "kind": "stop"}, ())
             elif host.process is not None:
-                host.process.kill()
+                _end_group(host)
+            else:
+                del self._hosts[host.id]
 
     @property
     def is_gone(self) -> bool:
@@ -301,11 +321,25 @@ class Pool:
         return all(host.process is None or host.process.poll() is not None for host in self._hosts.values())
 
     def kill(self) -> None:
-        """Ends the server's own processes at once: a host whose lifeline is cut takes its workers along."""
+        """Ends the server's own processes at once, workers that hang too."""
         for host in self._hosts.values():
-            if host.process is not None:
-                host.process.kill()
-                host.process.wait()
+            _end_group(host)
+
+
+def _end_group(host: Host) -> None:
+    """Ends a host and its workers, which are a process group, if they have not ended."""
+    if host.process is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(host.process.pid, signal.SIGKILL)
+        host.process.wait()
+        if host.process.stdin is not None:
+            host.process.stdin.close()
+
+
+def _number(header: Mapping[str, Any], name: str) -> float:
+    """A number out of a message, 0 if it is none."""
+    value = header.get(name)
+    return value if isinstance(value, int | float) else 0.0
 
 
 def _mismatch(work: Work, serving: Serving, outputs: Mapping[str, Any], answers: Any) -> str | None:

@@ -11,7 +11,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import re
+import resource
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -30,7 +33,7 @@ from propeller.errors import (
     did_you_mean,
 )
 from propeller.service.companion import Companion
-from propeller.service.frames import Frame, Limits
+from propeller.service.frames import Frame, Limits, MessageReader
 from propeller.service.frontend import Client
 from propeller.service.layout import Inputs
 from propeller.service.metrics import Metrics, serve_http
@@ -51,6 +54,8 @@ _TICK_S, _LINK_S = 0.2, 1.0
 # Text is prepared by so many threads: tokenizers let others run meanwhile.
 _PREPARE_THREADS = 2
 _STOP_S = 10.0
+_PUBLIC = 0  # the frontend that anybody connects to; the companion, which ends first, has its own
+_HOST_ID = re.compile("[0-9a-f]{16}")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -73,6 +78,7 @@ class Server:
         self._next_tick = self._next_link = 0.0
         self._signals: deque[int] = deque()
         self._results: deque[Callable[[], None]] = deque()  # of threads, to be gone on with in the loop
+        self._preparing: dict[tuple[Client, str], Pool] = {}
         self._limits = Limits(
             max_message_bytes=settings.max_message_bytes, max_rows=min(settings.max_queue_rows, 1 << 16)
         )
@@ -82,7 +88,7 @@ class Server:
             self._sockets = Sockets(settings, local_clients=self._companion.is_wanted)
             stack.callback(self._sockets.close)
             self._threads = ThreadPoolExecutor(_PREPARE_THREADS, "prepare")
-            stack.callback(self._threads.shutdown, cancel_futures=True)
+            stack.callback(self._threads.shutdown, wait=False, cancel_futures=True)
             self._models = {}
             for name, path in settings.models.items():
                 make = functools.partial(make_pool, settings, name, self._sockets, self._metrics)
@@ -93,6 +99,7 @@ class Server:
                 bind = settings.metrics_bind
                 self._metrics_http = serve_http(self._metrics, lambda: self._state, bind, port or 0)
                 stack.callback(self._metrics_http.close)
+                log.info("metrics and health on port %d", self._metrics_http.port)
             stack.callback(self._companion.close)
             stack.callback(self._kill_workers)
             self._stack = stack.pop_all()
@@ -128,6 +135,7 @@ class Server:
         for frontend in self._sockets.frontends:
             for client, frames in frontend.receive() if frontend.socket in readable else ():
                 self._on_request(client, frames)
+            frontend.send_again()
             for client in frontend.gone(self._has_work):
                 for pool in self._pools():
                     pool.serving.cancel(client)
@@ -164,6 +172,7 @@ class Server:
             self._reply(client, None, Reply(error.request_id, error=error), received)
             return
         self._metrics.received(request.kind)
+        pool = None
         try:
             if request.kind == "ping":
                 result = {"status": self._state, "version": __version__, "models": list(self._models)}
@@ -172,17 +181,17 @@ class Server:
             pool = self._model_of(request).current
             if request.kind == "spec":
                 self._reply(client, pool, Reply(request.id, result=self._spec(pool)), received)
-            elif self._state == DRAINING:
+            elif self._state == DRAINING and client.frontend == _PUBLIC:
                 raise Draining("the server is about to end and takes no new requests; try another one")
             elif request.raws is None:
                 pool.serving.admit(client, request, pool.serving.layout.check(request), received)
             else:
-                self._prepare(client, pool, request, received)
+                self._prepare(client, pool, request, received, sum(map(len, frames)))
         except PropellerError as error:
-            self._reply(client, None, _refusal(request.id, error), received)
+            self._reply(client, pool, _refusal(request.id, error), received)
         except Exception as error:  # nobody's message may end the server
             log.exception("request %s could not be handled", request.id)
-            self._reply(client, None, _refusal(request.id, error), received)
+            self._reply(client, pool, _refusal(request.id, error), received)
 
     def _model_of(self, request: Request) -> Model:
         name = next(iter(self._models)) if request.model is None else request.model
@@ -203,13 +212,16 @@ class Server:
             "limits": limits,
         }
 
-    def _prepare(self, client: Client, pool: Pool, request: Request, received: float) -> None:
+    def _prepare(self, client: Client, pool: Pool, request: Request, received: float, size: int) -> None:
         """Has raw examples prepared in a thread, and the request admitted afterwards in the loop."""
-        pool.serving.reserve(request)
+        pool.serving.reserve(request, size)
+        self._preparing[client, request.id] = pool
         future = self._threads.submit(pool.serving.layout.prepare, request)
 
         def go_on() -> None:
-            pool.serving.release(request)
+            pool.serving.release(request, size)
+            if self._preparing.pop((client, request.id), None) is None:
+                return
             try:
                 pool.serving.admit(client, request, future.result(), received)
             except PropellerError as error:
@@ -248,7 +260,13 @@ class Server:
 
     # Workers
 
-    def _on_worker(self, address: Address, message: Any) -> None:
+    def _on_worker(self, address: Address, message: MessageReader) -> None:
+        try:
+            self._hear(address, message)
+        except Exception:  # a host of another release, or of somebody who has its key, says anything
+            log.exception("a message of a worker could not be handled")
+
+    def _hear(self, address: Address, message: MessageReader) -> None:
         header = message.header
         kind, host_id = header.get("kind"), message.id.partition(".")[0]
         pool = next((pool for pool in self._pools() if pool.owns(host_id)), None)
@@ -272,7 +290,8 @@ class Server:
 
     def _welcome(self, address: Address, header: Mapping[str, Any]) -> Pool | None:
         """Takes in a host that joins, if it has what is served here."""
-        pools = [pool for pool in self._pools() if pool.serving.name == header.get("model")]
+        known = _HOST_ID.fullmatch(header["id"]) is not None
+        pools = [pool for pool in self._pools() if known and pool.serving.name == header.get("model")]
         for pool in pools:
             if pool.serving.bundle.hash == header.get("bundle") and header.get("version") == __version__:
                 pool.join(header["id"], address)
@@ -363,13 +382,16 @@ class Server:
 
     def _end(self) -> int:
         """Answers what is left, and has the workers end."""
+        error = Draining("the server has ended")
+        for (client, request_id), pool in self._preparing.items():
+            self._reply(client, pool, Reply(request_id, error=error), time.monotonic())
+        self._preparing.clear()
         for pool in self._pools():
-            self._answer(pool, pool.serving.fail_all(lambda ticket: Draining("the server has ended")))
+            self._answer(pool, pool.serving.fail_all(error))
             pool.stop()
         until = min(time.monotonic() + _STOP_S, max(self._drain_until, time.monotonic() + 1.0))
         while time.monotonic() < until and not all(pool.is_gone for pool in self._pools()):
-            for _ in self._sockets.from_workers(self._sockets.wait(0.05)):
-                pass  # results that nobody waits for any more
+            self._sockets.wait_for_workers(0.05)  # their results are nobody's any more
         return 0
 
     def _kill_workers(self) -> None:
@@ -389,4 +411,14 @@ def serve(settings: ServerSettings, companion: Sequence[str] = ()) -> int:
     """Runs a server in this process until a signal ends it; see `Server`."""
     if settings.verbose:
         logging.getLogger("propeller").setLevel(logging.DEBUG)
+    # Until the loop listens to signals, one that ends the process closes what was opened all the same.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    _allow_many_files()
     return Server(settings, companion).run()
+
+
+def _allow_many_files() -> None:
+    """Each connection is a file; what many systems allow at first is soon used up."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # macOS has a lower limit than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -20,12 +20,9 @@ from propeller.errors import BadRequest, DeadlineExceeded, Overloaded, ServerErr
 from propeller.service.batcher import Batch, Batcher, Counters
 from propeller.service.lanes import Job
 from propeller.service.layout import Inputs, Layout
+from propeller.service.plan import BatchLimits
 from propeller.service.wire import Reply, Request
 
-# Lengths are rounded up to it: few shapes for oneDNN, which prepares each once.
-LENGTH_STEP = 16
-# Rows of other padded lengths join a batch if they gain at most this share of padding by it.
-_MAX_PADDING = 0.125
 # What all requests that wait or run may hold, in messages of the largest size.
 _MAX_HELD_MESSAGES = 16
 
@@ -85,7 +82,8 @@ class Serving:
     Args:
         name: what clients call the model.
         bundle: the export.
-        max_batch_tokens, max_batch_size, max_queue_rows, max_wait_s: see `Batcher`.
+        limits: of its batches.
+        max_queue_rows, max_wait_s: see `Batcher`.
         max_message_bytes: the largest message that is taken.
         clock: seconds, never going back.
 
@@ -97,9 +95,8 @@ class Serving:
         self,
         name: str,
         bundle: Bundle,
+        limits: BatchLimits,
         *,
-        max_batch_tokens: int,
-        max_batch_size: int,
         max_queue_rows: int,
         max_wait_s: float,
         max_message_bytes: int,
@@ -108,25 +105,28 @@ class Serving:
         self.name, self.bundle = name, bundle
         self.layout = layout = Layout(name, bundle)
         self._batcher = Batcher(
-            max_batch_tokens if layout.axis else max_batch_size,
-            max_batch_size,
+            limits.max_tokens if layout.axis else limits.max_size,
+            limits.max_size,
             max_queue_rows,
             max_wait_s,
-            length_step=LENGTH_STEP if layout.axis and bundle.ignores_padding else 1,
+            length_step=limits.length_step if layout.axis and layout.takes_padding else 1,
             max_length=bundle.axis_limits.get(layout.axis) if layout.axis else 1,
-            max_padding=_MAX_PADDING if bundle.ignores_padding else 0.0,
+            batch_cost=limits.cost if layout.takes_padding else 0,
             clock=clock,
         )
         self._max_held_bytes = _MAX_HELD_MESSAGES * max_message_bytes
-        self._max_batch_tokens, self._max_batch_size = max_batch_tokens, max_batch_size
         self._numbers = itertools.count()
         self._clock = clock
         self._tickets: dict[int, Ticket] = {}
         self._running: dict[int, tuple[Batch, list[int]]] = {}  # by number, with the rows to finish
         self._held_bytes = self._preparing_rows = 0
 
-    def reserve(self, request: Request) -> None:
+    def reserve(self, request: Request, num_bytes: int) -> None:
         """Makes sure that there will be room for raw examples that are being prepared; `release` undoes it.
+
+        Args:
+            request: of raw examples.
+            num_bytes: of its message.
 
         Raises:
             Overloaded: there is none.
@@ -134,11 +134,22 @@ class Serving:
         """
         rows = len(request.raws or ())
         self._batcher.check_room(rows, reserved=self._preparing_rows)
+        self._check_held(request, num_bytes)
         self._preparing_rows += rows
+        self._held_bytes += num_bytes
 
-    def release(self, request: Request) -> None:
+    def release(self, request: Request, num_bytes: int) -> None:
         """Gives back what `reserve` took."""
         self._preparing_rows -= len(request.raws or ())
+        self._held_bytes -= num_bytes
+
+    def _check_held(self, request: Request, num_bytes: int) -> None:
+        if self._held_bytes and self._held_bytes + num_bytes > self._max_held_bytes:
+            raise Overloaded(
+                f"requests of {self._held_bytes} bytes wait; try again later",
+                self._batcher.wait_ms(),
+                request_id=request.id,
+            )
 
     def admit(self, client: Hashable, request: Request, inputs: Inputs, received: float) -> None:
         """Queues a request; each that is admitted is answered once, by one of the methods below.
@@ -160,12 +171,7 @@ class Serving:
                 f"The model {self.name!r} was exported without a processor: it gives arrays, not answers.",
                 request_id=request.id,
             )
-        if self._held_bytes and self._held_bytes + inputs.num_bytes > self._max_held_bytes:
-            raise Overloaded(
-                f"requests of {self._held_bytes} bytes wait; try again later",
-                self._batcher.wait_ms(),
-                request_id=request.id,
-            )
+        self._check_held(request, inputs.num_bytes)
         deadline = None if request.deadline_ms is None else received + request.deadline_ms / 1000.0
         if deadline is not None and deadline <= self._clock():
             raise DeadlineExceeded("the time given to the request is over", request_id=request.id)
@@ -235,7 +241,7 @@ class Serving:
             lost = [job.id for job in self._batcher.requeue(batch)]
         else:
             lost = list(jobs) if self._batcher.finished(batch) else []
-        return self._end(lost, lambda ticket: ServerError(f"the model failed on this request: {problem}"))
+        return self._end(lost, ServerError(f"the model failed on this request: {problem}"))
 
     def lost(self, number: int) -> Answered:
         """Takes note that the worker of a batch died: its requests are tried once more, each alone."""
@@ -243,45 +249,38 @@ class Serving:
         if batch is None:
             return []
         lost = [job.id for job in self._batcher.requeue(batch)]
-        return self._end(
-            lost,
-            lambda ticket: WorkerDied(
-                "the process that ran the request died, and so did the one that tried it again"
-            ),
-        )
+        error = WorkerDied("the process that ran the request died, and so did the one that tried it again")
+        return self._end(lost, error)
 
     def expired(self) -> Answered:
         """Answers the requests whose deadline passed before they were run."""
         expired = [job.id for job in self._batcher.expired()]
-        return self._end(
-            expired,
-            lambda ticket: DeadlineExceeded("the time given to the request was over before it could be run"),
-        )
+        error = DeadlineExceeded("the time given to the request was over before it could be run")
+        return self._end(expired, error)
 
     def cancel(self, client: Hashable) -> int:
         """Drops the requests of a client that is gone; returns how many."""
-        gone = [ticket for ticket in self._tickets.values() if ticket.client == client]
-        for ticket in gone:
-            self._batcher.drop(ticket.number)
-            self._forget(ticket)
+        gone: list[Any] = [job.id for job in self._batcher.cancel(client)]
+        for number in gone:
+            self._forget(self._tickets[number])
         return len(gone)
 
     def has_work(self, client: Hashable) -> bool:
         """Whether a client waits for an answer."""
-        return any(ticket.client == client for ticket in self._tickets.values())
+        return self._batcher.has_jobs(client)
 
-    def fail_all(self, error: Callable[[Ticket], ServiceError]) -> Answered:
+    def fail_all(self, error: ServiceError) -> Answered:
         """Answers all that is left with an error."""
         return self._end(list(self._tickets), error)
 
-    def _end(self, numbers: Sequence[Hashable], error: Callable[[Ticket], ServiceError]) -> Answered:
+    def _end(self, numbers: Sequence[Any], error: ServiceError) -> Answered:
         answered: Answered = []
         for number in numbers:
-            ticket = self._tickets.get(number)  # type: ignore[call-overload]
+            ticket = self._tickets.get(number)
             if ticket is not None:
                 self._batcher.drop(number)
                 self._forget(ticket)
-                answered.append((ticket, Reply(ticket.request.id, error=error(ticket))))
+                answered.append((ticket, Reply(ticket.request.id, error=error)))
         return answered
 
     def _forget(self, ticket: Ticket) -> None:
@@ -301,18 +300,6 @@ class Serving:
     def wake_at(self, busy: bool) -> float | None:
         """When there may next be something to do; see `Batcher.wake_at`."""
         return self._batcher.wake_at(busy)
-
-    def usual_shapes(self) -> tuple[tuple[int, int], ...]:
-        """Rows and length of batches to warm up with, the most usual first: single rows and full batches."""
-        if self.layout.axis is None:
-            return (1, 1), (self._max_batch_size, 1)
-        longest = self.bundle.axis_limits.get(self.layout.axis, self._max_batch_tokens)
-        shapes = []
-        for step in range(LENGTH_STEP, longest + LENGTH_STEP, LENGTH_STEP):
-            length = min(step, longest)
-            rows = max(1, min(self._max_batch_size, self._max_batch_tokens // length))
-            shapes += [(1, length), (rows, length)]
-        return tuple(shapes)
 
     @property
     def counters(self) -> Counters:

@@ -105,6 +105,13 @@ class Sockets:
         """File descriptor that ends `wait` when something is written to it."""
         return self._bell.fileno()
 
+    def wait_for_workers(self, timeout_s: float) -> None:
+        """Waits for messages of workers alone, and drops them."""
+        for backend in self._backends:
+            if backend.poll(math.ceil(timeout_s * 1000)):
+                for _ in self.from_workers([backend]):
+                    pass
+
     def ring(self) -> None:
         """Ends `wait`; may be called by any thread."""
         with contextlib.suppress(BlockingIOError):  # it rings already
@@ -174,10 +181,10 @@ def _bind_backend(backend: zmq.Socket[Any], endpoint: str, secure: Secure | None
     try:
         backend.bind(endpoint)
     except zmq.ZMQError as error:
-        raise ConfigError(
-            f"{endpoint} cannot be listened on for workers: {error}. Another server may have the port; take "
-            "another one."
-        ) from error
+        advice = "Another server may have the port; take another one."
+        if endpoint.startswith("ipc:"):
+            advice = "Set TMPDIR to a folder with a short name that can be written."
+        raise ConfigError(f"{endpoint} cannot be listened on for workers: {error}. {advice}") from error
 
 
 def _bound(backend: zmq.Socket[Any]) -> str:

@@ -7,6 +7,7 @@ runs a host (see `propeller/service/host.py`), which forks the workers.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -77,8 +78,10 @@ class Model:
         """Runs one batch after the other; see `host.Runner`."""
         uplink = Uplink(self._settings.endpoint, self._settings.curve_keys)
         about = {"host": self._settings.host_id, "pid": os.getpid()}
-        for batch in _batches(uplink, pipe, lambda: uplink.announce("ready", name, about)):
-            uplink.send_frames(self.reply(batch))
+        announce = functools.partial(uplink.announce, "ready", name, about)
+        for batch in _batches(uplink, pipe, announce):
+            if not uplink.send_frames(self.reply(batch)):
+                announce()  # the connection is a new one: the server gives the batch to others
         uplink.close()
 
     def reply(self, batch: MessageReader) -> list[Frame]:
@@ -119,7 +122,7 @@ def _batches(uplink: Uplink, pipe: socket.socket, announce: Callable[[], None]) 
             if message.header.get("kind") != "batch":  # it is stop
                 return
             yield message
-        command = pipe.recv(1) if pipe.fileno() in readable else None
+        command = _read(pipe) if pipe.fileno() in readable else None
         if command == ANNOUNCE:
             announce()
         elif command is not None:
@@ -128,6 +131,14 @@ def _batches(uplink: Uplink, pipe: socket.socket, announce: Callable[[], None]) 
                 if message.header.get("kind") == "batch":
                     yield message
             return
+
+
+def _read(pipe: socket.socket) -> bytes:
+    """What the host says; nothing if it is dead."""
+    try:
+        return pipe.recv(1)
+    except ConnectionResetError:
+        return b""
 
 
 def _import_predictor() -> type[Predictor]:

@@ -34,8 +34,8 @@ BEST_FILE = "best.json"
 WEIGHTS = "model.safetensors"
 # Rows of a real batch that a bundle keeps to test itself with.
 PROBE_ROWS = 8
-# Columns that are cut off and filled up again to see whether a model ignores padding.
-_CUT = 3
+# Lengths that rows are cut to, and filled up again, to see whether a model ignores padding.
+_CUTS = (4, 1 << 30)
 
 
 class Exporter(abc.ABC):
@@ -245,7 +245,7 @@ def export_bundle(
     bundle.write_bundle(
         folder,
         inputs=model.inputs,
-        outputs=_output_specs(model.inputs, expected, shapes),
+        outputs=_output_specs(model.inputs, arrays, expected, shapes),
         processor=processor,
         metrics=metrics,
         axis_limits=model.axis_limits,
@@ -261,33 +261,47 @@ def _ignores_padding(model: Model, arrays: Mapping[str, np.ndarray]) -> bool:
     """Tries whether rows give the same outputs with and without pad values behind them.
 
     The batch is cut short along every axis that varies, which leaves rows without padding, and run as it is
-    and filled up again.
+    and filled up again to twice the length. Where no output is a float the question is left open, that is
+    no: labels may stay the same by chance.
     """
+    varying = {axis for spec in model.inputs or () for axis in spec.axes[1:] if isinstance(axis, str)}
+    if not varying:
+        return True
+    for length in _CUTS:
+        short, padded = _cut_and_filled(model, arrays, length)
+        try:
+            plain, filled = (
+                to_numpy(model({name: paddle.to_tensor(array) for name, array in given.items()}))
+                for given in (short, padded)
+            )
+        except Exception as error:  # the user's code may insist on a size
+            log.debug("%s was not tried with padding: %s", type(model).__name__, error)
+            return False
+        if not any(array.dtype.kind == "f" for array in plain.values()):
+            return False
+        for name, array in plain.items():
+            same = filled[name][tuple(slice(size) for size in array.shape)]
+            if same.shape != array.shape or not np.allclose(same, array, rtol=1e-4, atol=1e-4):
+                return False
+    return True
+
+
+def _cut_and_filled(
+    model: Model, arrays: Mapping[str, np.ndarray], length: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The batch with at most `length` along every axis that varies, and that filled up with pad values."""
     short, padded = {}, {}
     for spec in model.inputs or ():
         array = arrays[spec.name]
-        cut = [slice(None)] * array.ndim
+        cut, shape = [slice(None)] * array.ndim, list(array.shape)
         for place, axis in enumerate(spec.axes[1:], start=1):
             if isinstance(axis, str):
-                cut[place] = slice(max(1, array.shape[place] - _CUT))
+                cut[place] = slice(max(1, min(length, array.shape[place] - 1)))
+                shape[place] = min(2 * shape[place] + 1, (model.axis_limits or {}).get(axis, 1 << 30))
         short[spec.name] = array[tuple(cut)]
-        padded[spec.name] = np.full_like(array, spec.pad_value)
+        padded[spec.name] = np.full(shape, spec.pad_value, array.dtype)
         padded[spec.name][tuple(cut)] = short[spec.name]
-    if all(array.shape == short[name].shape for name, array in arrays.items()):
-        return all(isinstance(axis, int) for spec in model.inputs or () for axis in spec.axes[1:])
-    try:
-        plain, filled = (
-            to_numpy(model({name: paddle.to_tensor(array) for name, array in given.items()}))
-            for given in (short, padded)
-        )
-    except Exception as error:  # the user's code may insist on a size
-        log.debug("%s was not tried with padding: %s", type(model).__name__, error)
-        return False
-    for name, array in plain.items():
-        same = filled[name][tuple(slice(size) for size in array.shape)]
-        if same.shape != array.shape or not np.allclose(same, array, rtol=1e-4, atol=1e-4):
-            return False
-    return True
+    return short, padded
 
 
 def _save_graph(folder: Path, model: Model, outputs: list[str]) -> list[tuple[int, ...]]:
@@ -322,14 +336,23 @@ def _predicting(model: Model) -> Iterator[None]:
 
 
 def _output_specs(
-    inputs: tuple[ArraySpec, ...], outputs: Mapping[str, np.ndarray], shapes: list[tuple[int, ...]]
+    inputs: tuple[ArraySpec, ...],
+    arrays: Mapping[str, np.ndarray],
+    outputs: Mapping[str, np.ndarray],
+    shapes: list[tuple[int, ...]],
 ) -> list[ArraySpec]:
-    """Names the axes of the outputs: rows first, then the inputs' own varying axis where there is one."""
-    varying = [axis for spec in inputs for axis in spec.axes[1:] if isinstance(axis, str)]
+    """Names the axes of the outputs: rows first, then the inputs' varying axis that has the same size."""
+    sizes = {
+        axis: size
+        for spec in reversed(inputs)
+        for axis, size in reversed(list(zip(spec.axes, arrays[spec.name].shape, strict=True))[1:])
+        if isinstance(axis, str)
+    }
     specs = []
     for (name, array), shape in zip(outputs.items(), shapes, strict=True):
         axes: list[str | int] = ["batch"]
         for place, size in enumerate(shape[1:], start=1):
-            axes.append(size if size >= 0 else varying[0] if varying else f"axis_{place}")
+            alike = [axis for axis in sizes if sizes[axis] == array.shape[place]]
+            axes.append(size if size >= 0 else alike[-1] if alike else f"axis_{place}")
         specs.append(ArraySpec(name, str(array.dtype), tuple(axes)))
     return specs

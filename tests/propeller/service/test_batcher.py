@@ -70,7 +70,7 @@ class Story(RuleBasedStateMachine):
         super().__init__()
         self.clock = Clock()
         self.batcher = Batcher(
-            MAX_TOKENS, MAX_ROWS, MAX_QUEUE, MAX_WAIT_S, STEP, MAX_LENGTH, max_padding=0.3, clock=self.clock
+            MAX_TOKENS, MAX_ROWS, MAX_QUEUE, MAX_WAIT_S, STEP, MAX_LENGTH, clock=self.clock
         )
         self.jobs = {}  # live, by id, in order of admission
         self.waiting = {}  # (id, index) -> whether it has run once
@@ -136,8 +136,6 @@ class Story(RuleBasedStateMachine):
         assert lengths[-1] <= batch.padded_length < lengths[-1] + STEP
         assert batch.padded_length % STEP == 0 or batch.padded_length == MAX_LENGTH
         assert len(lengths) <= MAX_ROWS and len(lengths) * batch.padded_length <= MAX_TOKENS
-        shortest = min(-(-lengths[0] // STEP) * STEP, MAX_LENGTH)
-        assert batch.padded_length - shortest <= 0.3 * batch.padded_length
 
     def check_order(self, batch):
         taken = set()
@@ -341,24 +339,22 @@ class TestWhat:
         batcher.admit(Job("long", "b", [250]))
         assert list(map(ids, drain(batcher))) == [["short"], ["long"]]
 
-    @pytest.mark.parametrize("seed", [112, 120, 128])
-    def test_neighbours_join_from_above_and_below(self, make, seed):
-        batcher = make(max_batch_tokens=1024)
-        for number, length in enumerate([seed, 112, 128]):
-            batcher.admit(Job(number, "c", [length]))
-        (batch,) = drain(batcher)
-        assert (len(batch.rows), batch.padded_length) == (3, 128)
-
     @pytest.mark.parametrize(
-        ("lengths", "together"),
+        ("batch_cost", "lengths", "together"),
         [
-            ([80, 64, 96], [64, 80]),  # as near as 96, and cheaper
-            ([128, 96, 144], [128, 144]),  # nearer than 96, which is too short for 144
-            ([128, 112, 144, 96], [112, 128, 144]),
+            (24, [100, 96, 20], [96, 100]),
+            (24, [80, 100], [80, 100]),  # 180 / (24 + 200) is more than 80 / (24 + 80)
+            (24, [50, 100], [50]),  # 150 / (24 + 200) is less than 50 / (24 + 50)
+            (200, [50, 100], [50, 100]),
+            (200, [100, 96, 20], [96, 100]),
+            (24, [112, 112, 128], [112, 112]),
+            (24, [124, 120, 128], [120, 124, 128]),
+            (2000, [100, 96, 20], [20, 96, 100]),
+            (0, [100, 99, 100, 101], [100, 100]),
         ],
     )
-    def test_the_nearest_join_first_and_all_are_alike(self, make, lengths, together):
-        batcher = make(max_batch_tokens=1024, max_padding=0.3)
+    def test_what_joins_is_worth_its_padding(self, make, batch_cost, lengths, together):
+        batcher = make(max_batch_tokens=1024, length_step=1, batch_cost=batch_cost)
         batcher.admit(Job("a", "c", lengths))
         assert [lengths[index] for _, index in batcher.next_batch(1).rows] == together
 
@@ -468,7 +464,7 @@ class TestRefused:
             ("max_length", 0),
             ("max_wait_s", -0.1),
             ("max_wait_s", float("nan")),
-            ("max_padding", 1.0),
+            ("batch_cost", -1),
         ],
     )
     def test_limits(self, make, name, value):
