@@ -63,24 +63,25 @@ class EmbeddingProcessor(Processor):
         Raises:
             DataError: an example lacks its text, has a value that is none, or a key that is not known.
         """
-        encodings: list[Encoding | None] = [None] * len(raws)
         first = list(map(self._first_text, raws))
-        pairs = [place for place, raw in enumerate(raws) if raw.get("text_b") is not None]
-        singles = sorted(set(range(len(raws))) - set(pairs)) if pairs else list(range(len(raws)))
-        for places, second in ((singles, None), (pairs, [raws[place]["text_b"] for place in pairs])):
-            found = self.tokenizer.encode_batch(
-                [first[place] for place in places], second, max_seqlen=self.settings.max_seqlen
-            )
-            for place, encoding in zip(places, found, strict=True):
-                encodings[place] = encoding
+        second = [raw.get("text_b") for raw in raws]
+        encodings: dict[int, Encoding] = {}
+        for is_pair in (False, True):
+            places = [place for place, text in enumerate(second) if (text is not None) is is_pair]
+            if places:  # a call costs as much as a text
+                found = self.tokenizer.encode_batch(
+                    [first[place] for place in places],
+                    [str(second[place]) for place in places] if is_pair else None,
+                    max_seqlen=self.settings.max_seqlen,
+                )
+                encodings.update(zip(places, found, strict=True))
         return [
             {
                 "input_ids": encoding.input_ids,
                 "token_type_ids": encoding.token_type_ids,
                 "num_tokens": encoding.num_tokens,
             }
-            for encoding in encodings
-            if encoding is not None  # which holds for all
+            for encoding in map(encodings.__getitem__, range(len(raws)))
         ]
 
     def _first_text(self, raw: Raw) -> str:

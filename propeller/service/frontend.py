@@ -19,8 +19,9 @@ log = logging.getLogger("propeller")
 
 # Messages handled before workers and timers get their turn.
 _MESSAGES_A_TURN = 64
-# What is said to a client to learn whether it is there: the reply to a request that nobody made.
-_NOBODYS_ID = "0"
+# What is said to a client to learn whether it is there: the reply to a request that nobody made. Clients
+# that count their requests begin with 0 or 1.
+_NOBODYS_ID = "are you there?"
 # A connection that ends is forgotten by the socket a moment after the monitor tells of it.
 _PROBES = 3
 # Replies that a client does not read in time wait here; beyond so many, of all clients, they are dropped.

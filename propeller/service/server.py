@@ -78,7 +78,8 @@ class Server:
         self._next_tick = self._next_link = 0.0
         self._signals: deque[int] = deque()
         self._results: deque[Callable[[], None]] = deque()  # of threads, to be gone on with in the loop
-        self._preparing: dict[tuple[Client, str], Pool] = {}
+        # By request, since nothing keeps a client from giving two of them one id.
+        self._preparing: dict[Request, tuple[Client, Pool]] = {}
         self._limits = Limits(
             max_message_bytes=settings.max_message_bytes, max_rows=min(settings.max_queue_rows, 1 << 16)
         )
@@ -215,12 +216,12 @@ class Server:
     def _prepare(self, client: Client, pool: Pool, request: Request, received: float, size: int) -> None:
         """Has raw examples prepared in a thread, and the request admitted afterwards in the loop."""
         pool.serving.reserve(request, size)
-        self._preparing[client, request.id] = pool
+        self._preparing[request] = client, pool
         future = self._threads.submit(pool.serving.layout.prepare, request)
 
         def go_on() -> None:
             pool.serving.release(request, size)
-            if self._preparing.pop((client, request.id), None) is None:
+            if self._preparing.pop(request, None) is None:
                 return
             try:
                 pool.serving.admit(client, request, future.result(), received)
@@ -383,8 +384,8 @@ class Server:
     def _end(self) -> int:
         """Answers what is left, and has the workers end."""
         error = Draining("the server has ended")
-        for (client, request_id), pool in self._preparing.items():
-            self._reply(client, pool, Reply(request_id, error=error), time.monotonic())
+        for request, (client, pool) in self._preparing.items():
+            self._reply(client, pool, Reply(request.id, error=error), time.monotonic())
         self._preparing.clear()
         for pool in self._pools():
             self._answer(pool, pool.serving.fail_all(error))
