@@ -107,8 +107,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--texts", type=int, default=1024, help="texts of a turn, at least")
     add("--uncounted", type=int, default=256, help="texts before the clock runs")
     add("--in-flight-texts", type=int, default=32, help="at least so many are unanswered at any time")
-    add("--max-batch-tokens", type=int, default=1024, help="of our server, whose default it is")
-    add("--max-batch-size", type=int, default=64, help="of our server, whose default it is")
     add("--requests", type=int, default=10_000, help="of the chaos run")
     add("--kill-every", type=int, default=500, help="requests of the chaos run")
     add("--bad-share", type=float, default=0.05, help="of the chaos run's requests")

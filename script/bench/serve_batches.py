@@ -11,6 +11,7 @@ import numpy as np
 from serve_job import Load
 
 from propeller.bundle import Bundle
+from propeller.service.plan import BatchLimits
 from propeller.service.serving import Serving, Work
 from propeller.service.wire import Request
 
@@ -18,7 +19,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def plan_batches(
-    bundle: Bundle, load: Load, num_workers: int, batch_tokens: int, batch_rows: int
+    bundle: Bundle, load: Load, num_workers: int, limits: BatchLimits
 ) -> list[Arrays]:
     """Plays a load through the server's own queue, in which it keeps all that may be in flight.
 
@@ -29,7 +30,7 @@ def plan_batches(
         bundle: what is served.
         load: the requests and how many are in flight.
         num_workers: batches that run at the same time.
-        batch_tokens, batch_rows: the server's limits for a batch.
+        limits: the server's, for a batch.
 
     Returns:
         The padded inputs of each batch, in order.
@@ -38,8 +39,7 @@ def plan_batches(
     serving = Serving(
         "model",
         bundle,
-        max_batch_tokens=batch_tokens,
-        max_batch_size=batch_rows,
+        limits,
         max_queue_rows=rows,
         max_wait_s=0.0,
         max_message_bytes=1 << 30,

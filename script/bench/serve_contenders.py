@@ -21,7 +21,8 @@ from serve_processes import HOST, Process, free_port, infinity, offline, our_ser
 from ernie.service.export import encoder_bundle
 from propeller.bundle import Bundle, read_bundle
 from propeller.cores import available_cores
-from propeller.service.settings import default_workers
+from propeller.service.plan import batch_limits
+from propeller.service.settings import ServerSettings, default_workers
 
 HERE = Path(__file__).resolve().parent
 ENCODER_SERVER = [sys.executable, str(HERE.parents[1] / "ernie/service/encoder_server.py")]
@@ -99,26 +100,21 @@ class Bare:
 class Plan:
     """Makes the batches of a load once, for all that run them."""
 
-    def __init__(self, bundle: Bundle, args: argparse.Namespace):
-        self._bundle, self._args = bundle, args
+    def __init__(self, bundle: Bundle, bf16: bool):
+        self._bundle = bundle
+        self._limits = batch_limits(ServerSettings({"model": bundle.folder}, bf16=bf16), bundle)
         self._last: dict[int, tuple[Load, list[batches.Arrays]]] = {}  # by what is in flight
 
     def __call__(self, load: Load) -> list[batches.Arrays]:
         key = load.clients * load.in_flight
         if key not in self._last or self._last[key][0] != load:
-            limits = self._args.max_batch_tokens, self._args.max_batch_size
             workers, _ = default_workers(available_cores())
-            self._last[key] = load, batches.plan_batches(self._bundle, load, workers, *limits)
+            self._last[key] = load, batches.plan_batches(self._bundle, load, workers, self._limits)
             print(
                 f"  batches with {key * load.rows} in flight: {batches.describe(self._last[key][1])}",
                 flush=True,
             )
         return self._last[key][1]
-
-
-def server_flags(args: argparse.Namespace) -> list[str]:
-    """The limits of a batch, said to the server so that the bare predictor gets the same ones."""
-    return ["--max-batch-tokens", str(args.max_batch_tokens), "--max-batch-size", str(args.max_batch_size)]
 
 
 Maker = Callable[[contextlib.ExitStack], list[Contender]]
@@ -160,7 +156,7 @@ def contenders(args: argparse.Namespace, folder: Path) -> Iterator[list[Contende
 
 
 def _ours(args: argparse.Namespace, precision: str, stack: contextlib.ExitStack) -> list[Contender]:
-    flags = [*server_flags(args), *(["--bf16"] if precision == "bf16" else [])]
+    flags = ["--bf16"] if precision == "bf16" else []
     port = free_port()
     process = stack.enter_context(our_server(ENCODER_SERVER, args.model, port, *flags))
     command = [sys.executable, str(HERE / "serve_load.py")]
@@ -195,7 +191,7 @@ def _bare(
     args: argparse.Namespace, precision: str, folder: Path, stack: contextlib.ExitStack
 ) -> list[Contender]:
     bundle = read_bundle(encoder_bundle(args.model))
-    plan, cores = Plan(bundle, args), available_cores()
+    plan, cores = Plan(bundle, precision == "bf16"), available_cores()
     settings = dict.fromkeys([(1, cores)] if args.quick else [(1, cores), (cores, 1)])
     made: list[Bare] = []
     for processes, threads in settings:
