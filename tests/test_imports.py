@@ -220,7 +220,8 @@ print(json.dumps(found))
 
 def test_importing_does_nothing():
     names = ["propeller", "propeller.paddle", "ernie", "ernie.tasks", "propeller.config", "propeller.cli"]
-    names += ["propeller.service", "propeller.service.wire"]
+    names += ["propeller.service", "propeller.service.wire", "propeller.service.host"]
+    names += ["propeller.service.client", "propeller.service.server"]
     names += ["propeller.launch", "propeller.cores", "propeller.channel"]
     names += ["propeller.data", "propeller.bundle", "propeller.processor", "ernie.config", "ernie.tokenizing"]
     names += ["ernie.tasks.classification", "ernie.tasks.report", "propeller.tools.ckpt_inspector"]

@@ -145,12 +145,13 @@ def start_host(settings: HostSettings) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
-def kill_host(process: subprocess.Popen[bytes]) -> None:
-    """Ends a host that may be dead already, with all its workers: also one that hangs, which they would not
-    notice. They are a process group."""
-    with contextlib.suppress(ProcessLookupError):  # nobody is left
+def end_host(process: subprocess.Popen[bytes]) -> None:
+    """Ends a host and its workers, which are a process group, at once if they have not ended."""
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 class Runner(Protocol):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
 import secrets
 import select
 import signal
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from propeller.bundle import read_bundle
 from propeller.cores import available_cores
-from propeller.service.host import start_host
+from propeller.service.host import end_host, start_host
 from propeller.service.plan import host_settings
 from propeller.service.settings import ServerSettings, worker_plan
 
@@ -117,9 +116,7 @@ class _Member:
     def kill(self) -> None:
         """Ends it, and its workers, at once."""
         if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+            end_host(self.process)
 
 
 def _rings(bell: socket.socket, timeout_s: float) -> bool:

@@ -8,20 +8,17 @@ when they die, here; others join from elsewhere. `host.py` is the other side.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import math
-import os
 import secrets
-import signal
 import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
-from propeller.service.host import HostSettings, start_host
+from propeller.service.host import HostSettings, end_host, start_host
 from propeller.service.serving import Answered, Serving, Work
 from propeller.service.wire import WireArray
 
@@ -276,7 +273,8 @@ class Pool:
         return self._lose(worker)
 
     def _host_died(self, host: Host, status: int, now: float) -> Answered:
-        _end_group(host)
+        if host.process is not None:
+            end_host(host.process)
         answered = self._lose(*host.workers.values())
         host.failures = 0 if host.workers else host.failures + 1
         host.workers.clear()
@@ -311,7 +309,7 @@ class Pool:
             if host.address is not None:
                 self._send(host.address, {"id": "stop", "kind": "stop"}, ())
             elif host.process is not None:
-                _end_group(host)
+                end_host(host.process)
             else:
                 del self._hosts[host.id]
 
@@ -323,17 +321,8 @@ class Pool:
     def kill(self) -> None:
         """Ends the server's own processes at once, workers that hang too."""
         for host in self._hosts.values():
-            _end_group(host)
-
-
-def _end_group(host: Host) -> None:
-    """Ends a host and its workers, which are a process group, if they have not ended."""
-    if host.process is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(host.process.pid, signal.SIGKILL)
-        host.process.wait()
-        if host.process.stdin is not None:
-            host.process.stdin.close()
+            if host.process is not None:
+                end_host(host.process)
 
 
 def _number(header: Mapping[str, Any], name: str) -> float:

@@ -66,7 +66,11 @@ class Front:
             del command[place : place + 2]
         values = {"address": f"tcp://127.0.0.1:{toy.port}", "metrics": metrics_url}
         self.process = subprocess.Popen(
-            [word.format(**values) for word in command], env=environment, cwd=root, stderr=subprocess.PIPE
+            [word.format(**values) for word in command],
+            env=environment,
+            cwd=root,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         while self.process.poll() is None:
             try:

@@ -35,8 +35,8 @@ class NumbersProcessor(Processor):
                 raise DataError("ids must not be negative")
         return [
             {
-                "ids": np.array(raw["ids"]), "mask": np.ones(len(raw["ids"]), np.int64), "num_ids": len(raw["ids"]),
-                "name": "a text", "label": None, "offsets": np.zeros(3),
+                "ids": np.array(raw["ids"]), "mask": np.ones(len(raw["ids"]), np.int64),
+                "num_ids": len(raw["ids"]), "name": "a text", "label": None, "offsets": np.zeros(3),
             }
             for raw in raws
         ]  # fmt: skip
@@ -125,7 +125,7 @@ class TestCheck:
             ({"ids": ROWS, "mask": ONES, "masc": ONES}, ["no input 'masc'", "Did you mean 'mask'"]),
             ({"ids": [1, 2], "mask": ONES}, ["'ids' must have the 2 axes [batch, seq_len]", "(2,)"]),
             ({"ids": np.array(ROWS) + 0.5, "mask": ONES}, ["'ids' must be int64, got float64 with 1.5"]),
-            ({"ids": ROWS, "mask": np.ones((3, 3))}, ["'mask' has the shape (3, 3)", "'seq_len' in 'ids' has 4"]),
+            ({"ids": ROWS, "mask": np.ones((3, 3))}, ["'mask' has the shape (3, 3)", "in 'ids' has 4"]),
             ({"ids": np.ones((2, 9)), "mask": np.ones((2, 9))}, ["too long", "has 9; expected at most 8"]),
             ({"ids": [[0, 10]], "mask": [[1, 1]]}, ["the id 10 in row 0; expected 0 to 9"]),
             ({"ids": [[1, 1], [0, -1]], "mask": [[1, 1]] * 2}, ["the id -1 in row 1"]),
@@ -174,7 +174,9 @@ class TestPrepare:
         assert words in str(caught.value) and caught.value.request_id == "r1"
 
     def test_a_bundle_without_processor(self):
-        with pytest.raises(BadRequest, match=r"'small' was exported without a processor.*\(ids, mask\), not raws"):
+        with pytest.raises(
+            BadRequest, match=r"'small' was exported without a processor.*\(ids, mask\), not raws"
+        ):
             layout().prepare(request(raws=[{"ids": [1]}]))
 
     def test_several_threads(self):
