@@ -253,10 +253,14 @@ class Batcher:
                 self._forget(entry)
         return True
 
-    def requeue(self, batch: Batch) -> list[Job]:
+    def requeue(self, batch: Batch, ran: bool = True) -> list[Job]:
         """Puts the rows of a batch whose worker died in front of all others, once.
 
         One of them may have killed it, so they go out again with none but the rows of their own job.
+
+        Args:
+            batch: what the worker had.
+            ran: False if it never got it, which does not count as their first time.
 
         Returns:
             The jobs whose rows had their second time with this; they are dropped.
@@ -269,13 +273,13 @@ class Batcher:
         for row in picked.rows:
             if not row[0].gone:
                 rows_of.setdefault(row[0], []).append(row)
-        if picked.retried:
+        if picked.retried and ran:
             for entry in rows_of:
                 self._drop(entry)
             return [entry.job for entry in rows_of]
         for entry, rows in rows_of.items():
             padded = self._padded(max(entry.job.lengths[index] for _, index in rows))
-            self._retries.append(_Picked(rows, padded, retried=True))
+            self._retries.append(_Picked(rows, padded, retried=ran or picked.retried))
             self._retry_rows += len(rows)
             entry.queued += len(rows)
             self._watch(entry)

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 
 log = logging.getLogger("propeller")
 
-_RESTART_S = 1.0
+# Between starts, doubled each time until it has run for the longest of these pauses.
+_RESTART_S, _MAX_RESTART_S = 1.0, 60.0
 # It answers what it has, and the server goes on for it meanwhile.
 _STOP_S = 10.0
 
@@ -28,7 +29,8 @@ class Companion:
         self._template = list(command)
         self._command: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
-        self._restart_at = 0.0
+        self._restart_at = self._started = 0.0
+        self._pause = _RESTART_S
 
     @property
     def is_wanted(self) -> bool:
@@ -48,9 +50,18 @@ class Companion:
         now = time.monotonic()
         if self._process is not None and self._process.poll() is not None:
             log.error("%s ended with status %d", self._command[:3], self._process.returncode)
-            self._process, self._restart_at = None, now + _RESTART_S
+            self._process = None
+            self._wait(now)
         if self._command and self._process is None and now >= self._restart_at:
-            self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE)
+            try:
+                self._process, self._started = subprocess.Popen(self._command, stdin=subprocess.PIPE), now
+            except OSError as error:
+                log.error("%s cannot be started: %s", self._command[:3], error)
+                self._wait(now)
+
+    def _wait(self, now: float) -> None:
+        self._pause = _RESTART_S if now - self._started > _MAX_RESTART_S else self._pause * 2
+        self._restart_at = now + min(self._pause, _MAX_RESTART_S)
 
     def ask_to_end(self) -> None:
         """Has it finish what it has, without waiting for that."""

@@ -24,8 +24,8 @@ _MESSAGES_A_TURN = 64
 _NOBODYS_ID = "are you there?"
 # A connection that ends is forgotten by the socket a moment after the monitor tells of it.
 _PROBES = 3
-# Replies that a client does not read in time wait here; beyond so many, of all clients, they are dropped.
-_MAX_UNSENT = 10_000
+# Replies to clients that do not read wait, and are lost beyond so many bytes of all of them.
+_MAX_UNSENT_BYTES = 256 << 20
 
 
 class Client(NamedTuple):
@@ -72,7 +72,8 @@ class Frontend:
         self.address = self.socket.last_endpoint.decode().rstrip("\0")
         self._connections: dict[int, set[bytes]] = {}  # who is behind a file descriptor
         self._suspects: deque[tuple[bytes, int]] = deque()
-        self._unsent: deque[tuple[bytes, list[Frame]]] = deque()
+        self._unsent: dict[bytes, deque[list[Frame]]] = {}  # by client, in order
+        self._unsent_bytes = 0
 
     def _bind(
         self, endpoint: str, max_message_bytes: int, secure: Callable[[zmq.Socket[Any]], None] | None
@@ -109,19 +110,25 @@ class Frontend:
             yield Client(self.number, identity), [part.buffer for part in parts[1:]]
 
     def send(self, identity: bytes, reply: Reply) -> bool:
-        """Sends a reply, now or when the client reads again; returns False if it is gone, or never reads.
+        """Sends a reply, now or when the client reads again.
+
+        Returns:
+            False if the reply is lost: the client is gone, or too much waits for those that do not read.
 
         Raises:
             ServerError: the reply cannot be encoded.
         """
         frames = encode_reply(reply)
-        sent = self._try(identity, frames)
-        if sent is None:
-            self._unsent.append((identity, frames))
-            if len(self._unsent) > _MAX_UNSENT:
-                self._unsent.popleft()
-                return False
-        return sent is not False
+        waiting = self._unsent.get(identity)
+        sent = None if waiting else self._try(identity, frames)
+        if sent is not None:
+            return sent
+        size = sum(map(len, frames))
+        if self._unsent_bytes + size > _MAX_UNSENT_BYTES:
+            return False
+        self._unsent.setdefault(identity, deque()).append(frames)
+        self._unsent_bytes += size
+        return True
 
     def _try(self, identity: bytes, frames: list[Frame]) -> bool | None:
         """Sends; returns False if nobody is there, None if the client has too much to read already."""
@@ -135,12 +142,17 @@ class Frontend:
             return False
         return True
 
-    def send_again(self) -> bool:
-        """Tries what could not be sent before; returns whether something is left."""
-        for _ in range(len(self._unsent)):
-            identity, frames = self._unsent.popleft()
-            if self._try(identity, frames) is None:
-                self._unsent.append((identity, frames))
+    def send_again(self) -> None:
+        """Tries what could not be sent before."""
+        for identity, waiting in list(self._unsent.items()):
+            while waiting and self._try(identity, waiting[0]) is not None:
+                self._unsent_bytes -= sum(map(len, waiting.popleft()))
+            if not waiting:
+                del self._unsent[identity]
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether replies wait for clients that do not read."""
         return bool(self._unsent)
 
     def gone(self, has_work: Callable[[Client], bool]) -> list[Client]:

@@ -215,7 +215,8 @@ class Host:
         try:
             self._announce()
             self._step(_BEAT_S)  # so that the server knows before the long import; it may also be away
-            self._load()
+            if not self._ending:
+                self._load()
             while self._workers or not self._stopping:
                 self._step()
             return 0

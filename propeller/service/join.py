@@ -22,6 +22,7 @@ from pathlib import Path
 
 from propeller.bundle import read_bundle
 from propeller.cores import available_cores
+from propeller.errors import PropellerError
 from propeller.service.host import end_host, start_host
 from propeller.service.plan import host_settings
 from propeller.service.settings import ServerSettings, worker_plan
@@ -99,7 +100,11 @@ class _Member:
             log.info("the server let go of the workers of %s; they join again in %d s", self._name, _AGAIN_S)
             self._again_at = now + _AGAIN_S
         elif now >= self._again_at:
-            self.start()
+            try:
+                self.start()
+            except (PropellerError, OSError) as error:  # a bundle that is just being copied, say
+                log.error("the workers of %s cannot be started: %s", self._name, error)
+                self._again_at = now + _AGAIN_S
 
     @property
     def status(self) -> int | None:

@@ -76,7 +76,7 @@ class Layout:
             isinstance(axis, int) or axis in named for spec in bundle.outputs for axis in spec.axes
         )
         # Padding is cut where that cannot be seen.
-        self._trims = bundle.ignores_padding and not any(self.axis in spec.axes for spec in bundle.outputs)
+        self._trims = self.takes_padding and not any(self.axis in spec.axes for spec in bundle.outputs)
 
     def check(self, request: Request) -> Inputs:
         """Checks the arrays of a request against the bundle.

@@ -210,6 +210,7 @@ class HttpServer(ThreadingHTTPServer):
 
     Attributes:
         port: the port it listens on.
+        url: by which this machine reaches it.
     """
 
     daemon_threads = True
@@ -234,6 +235,8 @@ class HttpServer(ThreadingHTTPServer):
                 "machine and a free port, or port 0 for any."
             ) from error
         self.port: int = self.server_address[1]
+        name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(str(address[0]), str(address[0]))
+        self.url = f"http://{f'[{name}]' if ':' in name else name}:{self.port}"
         self._thread = threading.Thread(
             target=self.serve_forever, args=(self._poll_seconds,), name="metrics", daemon=True
         )

@@ -117,7 +117,8 @@ class Model:
         except Exception:  # a processor is anybody's code
             log.exception("the new version of the model %s cannot be served", self.name)
             return
-        if pool.serving.bundle.hash == self.current.serving.bundle.hash:
+        now, new = self.current.serving.bundle, pool.serving.bundle
+        if (new.hash, new.folder) == (now.hash, now.folder):
             log.info("the model %s is as it was", self.name)
             return
         self._coming = pool

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import secrets
 import subprocess
 import time
@@ -26,6 +25,8 @@ log = logging.getLogger("propeller")
 
 # A joined host says that it lives once a second.
 _SILENT_S = 10.0
+# The server's own host says so, too; on a machine that is too busy it may be late.
+_HANGS_S = 60.0
 # Between starts of a host that dies at once, doubled each time.
 _RESTART_S, _MAX_RESTART_S = 0.2, 10.0
 # Starts in a row that brought no worker, before the bundle counts as one that cannot be run.
@@ -225,22 +226,28 @@ class Pool:
 
     def dispatch(self) -> None:
         """Gives batches to idle workers."""
-        hosts = [host for host in self._hosts.values() if not host.leaving]
-        idle = [worker for host in hosts for worker in host.workers.values() if worker.work is None]
-        while idle:
+        while idle := [
+            (host, worker)
+            for host in self._hosts.values()
+            for worker in host.workers.values()
+            if worker.work is None and not host.leaving
+        ]:
             work = self.serving.next_batch(len(idle))
             if work is None:
                 return
-            worker = idle.pop()
+            host, worker = idle[-1]
             header = {
                 "id": str(work.batch.number),
                 "kind": "batch",
                 "finish": work.finish,
                 "outputs": work.outputs,
             }
+            arrays = [WireArray(*item) for item in work.arrays.items()]
             worker.work, worker.since = work, self._clock()
-            if not self._send(worker.address, header, [WireArray(*item) for item in work.arrays.items()]):
-                worker.since = -math.inf  # it hangs, as far as anybody can tell
+            if not self._send(worker.address, header, arrays):
+                self.serving.lost(work.batch.number, ran=False)
+                worker.work = None
+                self._give_up(host, worker)
 
     def tick(self) -> Answered:
         """Looks after hosts and workers; to be called a few times a second."""
@@ -252,6 +259,9 @@ class Pool:
             elif host.settings is None and now - host.seen > _SILENT_S:
                 log.warning("a host that had joined has not been heard of for %d s", _SILENT_S)
                 answered += self._drop(host)
+            elif host.process is not None and host.workers and now - host.seen > _HANGS_S:
+                log.warning("the process that has the workers of %s hangs: killed", self.serving.name)
+                end_host(host.process)
             elif host.settings is not None and host.restart_at is not None and now >= host.restart_at:
                 answered += self._drop(host)
                 self._start(host.settings, host.failures)
@@ -265,7 +275,7 @@ class Pool:
 
     def _give_up(self, host: Host, worker: Worker) -> Answered:
         """Has a worker killed that does not answer; whether it hears of it or not, it gets no batch again."""
-        log.warning("worker %s does not answer in time: killed", worker.name)
+        log.warning("worker %s does not answer: killed", worker.name)
         host.dead.append(worker.name)
         del host.workers[worker.name]
         if host.address is not None:

@@ -243,12 +243,17 @@ class Serving:
             lost = list(jobs) if self._batcher.finished(batch) else []
         return self._end(lost, ServerError(f"the model failed on this request: {problem}"))
 
-    def lost(self, number: int) -> Answered:
-        """Takes note that the worker of a batch died: its requests are tried once more, each alone."""
+    def lost(self, number: int, ran: bool = True) -> Answered:
+        """Takes note that the worker of a batch died: its requests are tried once more, each alone.
+
+        Args:
+            number: the batch's.
+            ran: False if the worker never got it, so that they are tried for the first time then.
+        """
         batch, _ = self._running.pop(number, (None, []))
         if batch is None:
             return []
-        lost = [job.id for job in self._batcher.requeue(batch)]
+        lost = [job.id for job in self._batcher.requeue(batch, ran)]
         error = WorkerDied("the process that ran the request died, and so did the one that tried it again")
         return self._end(lost, error)
 

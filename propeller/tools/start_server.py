@@ -30,7 +30,10 @@ _DEFAULT_MODEL = "default"
 _NAMED = re.compile(r"([^/\\=]+)=(.*)", re.DOTALL)
 _ADDRESS = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):([0-9]{1,5})")
 # What a host that joins another server has no use for.
-_NOT_WITH_JOIN = ("port", "bind", "insecure", "metrics_port", "metrics_bind", "worker_port", "worker_bind")
+_NOT_WITH_JOIN = (
+    "port", "bind", "insecure", "metrics_port", "metrics_bind", "worker_port", "worker_bind",
+    "max_queue_rows", "max_wait_ms", "max_message_bytes", "batch_timeout_s", "drain_s",
+)  # fmt: skip
 
 
 class ServerParser(argparse.ArgumentParser):
@@ -259,10 +262,7 @@ def _check_join(address: str, settings: ServerSettings) -> None:
         )
     for name in _NOT_WITH_JOIN:
         if getattr(settings, name) != _DEFAULT[name]:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} with --join: a host that joins opens no port. Give it to the "
-                "server."
-            )
+            raise ConfigError(f"{name} is of no use with --join: it is the server's. Give it there.")
 
 
 def _serve(words: Sequence[str]) -> int:

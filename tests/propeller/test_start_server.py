@@ -303,9 +303,9 @@ def test_join(run):
         (["--join", "tcp://a b:1", "--curve-keys", "k"], "--join is 'tcp://a b:1'"),
         (
             ["--join", "tcp://h:1", "--curve-keys", "k", "--metrics-port", "9100"],
-            "--metrics-port with --join: a host that joins opens no port",
+            "metrics_port is of no use with --join",
         ),
-        (["--join", "tcp://h:1", "--curve-keys", "k", "--port", "9"], "--port with --join"),
+        (["--join", "tcp://h:1", "--curve-keys", "k", "--port", "9"], "port is of no use with --join"),
     ],
 )
 def test_join_that_cannot_be(run, capsys, words, problem):
