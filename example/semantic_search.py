@@ -23,7 +23,7 @@ import numpy as np
 
 from ernie.service.client import ErnieClient
 from propeller import atomic, cli
-from propeller.errors import ConfigError
+from propeller.errors import ConfigError, ServerError
 
 
 def main() -> None:
@@ -39,6 +39,8 @@ def main() -> None:
 
 def index(client: ErnieClient, source: Path, folder: Path) -> None:
     """Writes the lines, their vectors (float32, of length 1) and by which model these were made."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "index.json").is_file():
+        raise ConfigError(f"{folder} is there already and no index; name another place for it.")
     encoder = client.encoder()
     if encoder.per_token:
         raise ConfigError("The server gives a vector for each token; start it with --pooling cls or mean.")
@@ -51,6 +53,8 @@ def index(client: ErnieClient, source: Path, folder: Path) -> None:
                 vectors.write(found.astype("<f4").tobytes())
                 kept.write("".join(f"{line}\n" for line in lines).encode())
                 count += len(lines)
+        if client.encoder().bundle != encoder.bundle:
+            raise ServerError("The server has taken over another model meanwhile; make the index again.")
         made_by = {"model": encoder.bundle, "dim": encoder.dim}
         (target / "index.json").write_text(atomic.to_json(made_by) + "\n", "utf-8")
     print(f"{count} lines in {folder}", file=sys.stderr)

@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ernie.service.client import address_of, run
-from ernie.service.encoder import PROMPTS, Encoder, Served
+from ernie.service.encoder import Encoder, Served
 from ernie.service.texts import TextJob
 from ernie.service.vector_file import (
     Format,
@@ -39,6 +39,7 @@ from ernie.service.vector_file import (
     Row,
     Target,
 )
+from ernie.tasks.pooling import PROMPTS
 from propeller import cli
 from propeller.data import Dataset
 from propeller.errors import BadRequest, ConfigError, DataError, ServerError, ServiceError, WorkerDied
@@ -67,7 +68,7 @@ class LineReader:
     """Cuts a stream of bytes into blocks of lines. Only `\\n`, or `\\r\\n`, ends a line.
 
     Args:
-        source: the stream.
+        source: the stream; best one without a buffer, whose `read` returns what is there.
         max_lines: lines of a block; it has less where no more is there at once.
     """
 
@@ -103,7 +104,7 @@ class LineReader:
         """Gives what is left."""
         begun, dropped, ended = b"", 0, False
         while not ended:
-            piece = self._source.read1(_READ_BYTES)  # type: ignore[attr-defined]  # returns what is there
+            piece = self._source.read(_READ_BYTES)
             ended = not piece
             lines = (begun + piece).split(b"\n")
             begun = lines.pop()
@@ -184,15 +185,21 @@ class LineEncoder:
 
         Returns:
             The rows, and how many texts were cut.
+
+        Raises:
+            ServiceError: none of several lines has a vector, by no fault of theirs; or there is no answer.
         """
         rows: list[Row] = [str(line) for line in block.lines]
         good = [place for place, line in enumerate(block.lines) if isinstance(line, str)]
         found, truncated = self._rows([line for line in block.lines if isinstance(line, str)])
+        failed = [row for row in found if isinstance(row, ServerError | WorkerDied)]
+        if len(failed) == len(good) > 1:
+            raise failed[0]
         for place, row in zip(good, found, strict=True):
-            rows[place] = row
+            rows[place] = str(row) if isinstance(row, ServiceError) else row
         return rows, truncated
 
-    def _rows(self, texts: list[str]) -> tuple[list[Row], int]:
+    def _rows(self, texts: list[str]) -> tuple[list[Row | ServiceError], int]:
         try:
             job = TextJob(
                 self.encoder,
@@ -204,11 +211,11 @@ class LineEncoder:
             encoded = run(self._client, job)
         except (BadRequest, ServerError, WorkerDied) as error:
             if len(texts) == 1:
-                return [str(error)], 0
+                return [error], 0
             middle = len(texts) // 2
             first, second = self._rows(texts[:middle]), self._rows(texts[middle:])
             return first[0] + second[0], first[1] + second[1]
-        rows: list[Row] = [
+        rows: list[Row | ServiceError] = [
             vector if np.isfinite(vector).all() else "the model gave numbers that are not finite"
             for vector in encoded.embeddings
         ]
@@ -290,15 +297,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         encoder = LineEncoder(client, served, args.prompt)
         reader = LineReader(source, args.batch_size)
         target = stack.enter_context(contextlib.closing(_target(args, encoder, reader.position)))
-        if target.written.position.num_bytes:
-            log.info(
-                "going on behind line %d of %s", target.written.position.lines, args.input or "the input"
-            )
-            reader.skip(target.written.position)
+        begun = target.written.position
+        if begun.num_bytes:
+            log.info("going on behind line %d of %s", begun.lines, args.input or "the input")
+            reader.skip(begun)
         bar = stack.enter_context(
             tqdm(
                 total=size,
-                initial=target.written.position.num_bytes,
+                initial=begun.num_bytes,
                 unit="B",
                 unit_scale=True,
                 disable=not sys.stderr.isatty(),
@@ -323,9 +329,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _source(path: str | None, stack: contextlib.ExitStack) -> tuple[BinaryIO, int | None]:
     """The input, and how many bytes it has if that is known."""
     if path is None or path == "-":
-        return sys.stdin.buffer, None
+        if sys.stdin is None:
+            raise ConfigError("There is no standard input; name a file: -i FILE.")
+        # Not its own buffer: a thread that waits in that keeps its lock, and then Python aborts at exit.
+        return stack.enter_context(open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)), None
     try:
-        source = stack.enter_context(open(path, "rb"))
+        source = stack.enter_context(open(path, "rb", buffering=0))
     except OSError as error:
         raise ConfigError(f"The input {path} cannot be read ({error.strerror}).") from error
     info = os.fstat(source.fileno())
@@ -380,9 +389,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--prompt", choices=PROMPTS, help="what goes before each text, for models that want that"
     )
-    parser.add_argument(
-        "--batch_size", type=int, default=256, help="lines that are sorted and sent together"
-    )
+    parser.add_argument("--batch_size", type=int, default=256, help="lines that are sorted and sent together")
     parser.add_argument(
         "--timeout",
         type=float,

@@ -148,7 +148,8 @@ class ErnieClient(_Base):
 
         Raises:
             BadRequest: the arguments are no lists of strings of one length, or a text is too large to send.
-            ServiceError: what the server says, or that it does not answer.
+            ServerError: the server took over another model during the call.
+            ServiceError: what else it says, or that it does not answer.
         """
         return self.encode(texts, texts_b).embeddings
 
@@ -170,13 +171,16 @@ class ErnieClient(_Base):
         Raises:
             BadRequest, ServiceError: as for a call of the client itself.
         """
-        encoder = self.encoder()
+        encoder = self._served.fresh() or self.encoder()
         job = self._job(encoder, texts, texts_b, prompt, return_tokens)
-        return self._reported(encoder, run(self._client, job))
+        encoded = run(self._client, job)
+        if job.num_requests > 1:
+            self._served.check_same(encoder, self._client.spec())
+        return self._reported(encoder, encoded)
 
     def encoder(self) -> Encoder:
-        """What the server serves: name, size of vectors, length and so on."""
-        return self._served.fresh() or self._served.update(self._client.spec())
+        """What the server serves now: name, size of vectors, length and so on."""
+        return self._served.update(self._client.spec())
 
     def close(self) -> None:
         """Hangs up."""
@@ -223,13 +227,16 @@ class AsyncErnieClient(_Base):
         return_tokens: bool = False,
     ) -> Encoded:
         """See `ErnieClient.encode`."""
-        encoder = await self.encoder()
+        encoder = self._served.fresh() or await self.encoder()
         job = self._job(encoder, texts, texts_b, prompt, return_tokens)
-        return self._reported(encoder, await run_async(self._client, job))
+        encoded = await run_async(self._client, job)
+        if job.num_requests > 1:
+            self._served.check_same(encoder, await self._client.spec())
+        return self._reported(encoder, encoded)
 
     async def encoder(self) -> Encoder:
         """See `ErnieClient.encoder`."""
-        return self._served.fresh() or self._served.update(await self._client.spec())
+        return self._served.update(await self._client.spec())
 
     async def close(self) -> None:
         """Hangs up."""

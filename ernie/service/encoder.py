@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ernie.tasks.pooling import PROMPTS
 from ernie.tokenizing import Tokenizer, WordPieceTokenizer, load_tokenizer
-from propeller.errors import ConfigError
+from propeller.errors import ConfigError, ServerError
 
 OUTPUT = "embeddings"
-PROMPTS = ("query", "passage")
 
 # A server can take over another bundle while clients work. They notice within this time.
 _FRESH_S = 10.0
@@ -122,6 +122,23 @@ class Served:
     def fresh(self) -> Encoder | None:
         """The encoder; None if the server has to be asked (again)."""
         return self._encoder if time.monotonic() < self._until else None
+
+    def check_same(self, encoder: Encoder, spec: Mapping[str, Any]) -> None:
+        """Makes sure, after several requests, that one model has answered them all.
+
+        Args:
+            encoder: what was served when they began.
+            spec: what is served now.
+
+        Raises:
+            ServerError: it is another one.
+        """
+        now = self.update(spec)
+        if now.bundle != encoder.bundle:
+            raise ServerError(
+                f"The server has taken over another model meanwhile: {now.bundle[:12]}, where the call began "
+                f"with {encoder.bundle[:12]}. Vectors of two models do not belong together; call again."
+            )
 
     def update(self, spec: Mapping[str, Any]) -> Encoder:
         """Takes what the server says of itself.

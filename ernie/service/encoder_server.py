@@ -98,6 +98,9 @@ def _http_command(args: argparse.Namespace) -> list[str]:
         raise ConfigError("--http-port with --join: a host that joins opens no port; give it to the server.")
     if not 0 < args.http_port < 2**16:
         raise ConfigError(f"--http-port is {args.http_port}; expected a number from 1 to 65535.")
+    if args.http_port == args.port:
+        raise ConfigError(f"--http-port and --port are both {args.port}; expected one port each.")
+    http_server.check_installed()
     if args.api_key_file is not None:
         # By the environment, since every user of the machine can read command lines.
         os.environ[http_server.KEY_VARIABLE] = _read_key(args.api_key_file)

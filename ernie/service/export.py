@@ -30,11 +30,12 @@ from typing import NoReturn
 from ernie.config import ErnieConfig
 from ernie.pretrained import load_pretrained_config
 from ernie.tasks.embedding import EmbeddingProcessor
-from ernie.tasks.pooling import EncoderOptions, read_folder, resolve
+from ernie.tasks.pooling import PROMPTS, EncoderOptions, read_folder, resolve
 from ernie.tokenizing import Tokenizer, load_tokenizer
 from propeller import atomic, cli
 from propeller.bundle import DESCRIPTION, read_bundle
 from propeller.data import pad_batch
+from propeller.data.cache import default_folder
 from propeller.errors import ConfigError, ExportError
 from propeller.tools.start_server import ServerParser
 from propeller.version import __version__
@@ -63,7 +64,7 @@ def add_arguments(parser: ServerParser) -> None:
     add("--normalize", action=argparse.BooleanOptionalAction, help="bring embeddings to length 1")
     add("--dimensions", type=int, metavar="D", help="keep the first D numbers of an embedding")
     add("--max-seqlen", type=int, metavar="TOKENS", help="the longest input; what is longer is cut")
-    for kind in ("query", "passage"):
+    for kind in PROMPTS:
         add(f"--{kind}-prefix", metavar="TEXT", help=f"stands before a text that is sent as a {kind}")
     add("--cache-dir", type=Path, metavar="DIR", help="where exports are kept; default: ~/.cache/propeller")
 
@@ -145,7 +146,7 @@ class EncoderExport:
                 "Set do_lower_case to true, and strip_accents to false, in its tokenizer_config.json."
             )
         self.processor = EmbeddingProcessor(tokenizer, resolve(options, found, config))
-        cache = _default_cache() if cache_dir is None else Path(cache_dir)
+        cache = default_folder() if cache_dir is None else Path(cache_dir)
         self.folder = cache / "encoders" / self._key(config)
 
     def _key(self, config: ErnieConfig) -> str:
@@ -213,10 +214,6 @@ class EncoderExport:
         columns = pad_batch(examples, pad_values=self.processor.pad_values)
         export_bundle(folder, model, columns, processor=self.processor, metrics={})
         log.info("exported %s in %.1f s", self.source, time.monotonic() - started)
-
-
-def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "propeller"
 
 
 def _paddle_versions() -> dict[str, str]:

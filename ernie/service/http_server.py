@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
+import importlib.util
 import os
 import signal
 import sys
@@ -19,11 +19,10 @@ from typing import NoReturn
 
 from propeller import cli
 from propeller.errors import ConfigError
+from propeller.service.settings import is_loopback
 
 KEY_VARIABLE = "ERNIE_API_KEY"
 TIMEOUT_S = 30.0
-# Requests at a time; more are answered by 503. With the limit of a body it bounds the memory.
-_MAX_CONCURRENT = 256
 # The server that has started the front gives it 10 seconds to end.
 _DRAIN_S = 8
 
@@ -68,31 +67,36 @@ def check_exposure(host: str, *, insecure: bool) -> None:
         ConfigError: `host` is no loopback address, there is no API key in the environment, and that is not
             said to be meant.
     """
-    try:
-        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = False
-    if not (local or insecure or os.environ.get(KEY_VARIABLE)):
+    if not (is_loopback(host) or insecure or os.environ.get(KEY_VARIABLE)):
         raise ConfigError(
             f"--host {host} can be reached by others and there is no API key. Put one into the environment "
             f"variable {KEY_VARIABLE}, listen on 127.0.0.1, or say --insecure."
         )
 
 
+def check_installed() -> None:
+    """Refuses to start without the extra `[http]`; loads nothing.
+
+    Raises:
+        ConfigError: a part of it is missing.
+    """
+    for name in ("fastapi", "uvicorn"):
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"HTTP needs {name}, which is not installed here: pip install 'ernie-propeller[http]'"
+            )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the front until SIGTERM or Ctrl-C, and lets the requests at hand finish."""
     args = _parser().parse_args(argv)
     check_exposure(args.host, insecure=args.insecure)
+    check_installed()
     if args.lifeline:
         threading.Thread(target=_end_with_input, name="lifeline", daemon=True).start()
-    try:
-        import uvicorn
+    import uvicorn
 
-        from ernie.service.openai_api import make_app
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"HTTP needs {error.name}, which is not installed here: pip install 'ernie-propeller[http]'"
-        ) from error
+    from ernie.service.openai_api import make_app
     from propeller.service.client import AsyncInferenceClient
 
     cli.setup_logging()
@@ -110,7 +114,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         host=args.host,
         port=args.port,
         log_level="warning",
-        limit_concurrency=_MAX_CONCURRENT,
         timeout_graceful_shutdown=_DRAIN_S,
     )
     return 0
@@ -118,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _end_with_input() -> None:
     """Ends the process as SIGTERM does once standard input is at its end: who started it is gone."""
-    while sys.stdin.buffer.read(1):
+    # By its number: Python cannot end while a thread that it does not wait for is reading from `sys.stdin`.
+    while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 

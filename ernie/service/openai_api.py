@@ -22,19 +22,21 @@ import math
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import HTTPException
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, StrictInt, ValidationError
+from pydantic import BaseModel, Field, StrictInt, ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 
 from ernie.service.client import run_async
 from ernie.service.encoder import Encoder, Served
-from ernie.service.texts import IdJob, TextJob
+from ernie.service.texts import Encoded, IdJob, Job, TextJob
 from ernie.service.vector_json import number_list
+from ernie.tasks.pooling import PROMPTS
 from propeller.errors import (
     BadRequest,
     ConfigError,
@@ -53,6 +55,11 @@ log = logging.getLogger("ernie")
 
 MAX_INPUTS = 2048  # OpenAI's own limit
 MAX_BODY_BYTES = 16 << 20
+# Requests for embeddings at a time, further ones are answered by 429; with the limit of a body and the time
+# that one may take to come it bounds the memory. Not connections: those that ask for nothing cost little.
+MAX_RUNNING = 256
+_BODY_S = 30.0
+_BUSY_RETRY_MS = 1000.0
 _HEALTH_S = 2.0
 _METRICS_S = 5.0
 _STATUS: tuple[tuple[type[ServiceError], int], ...] = (
@@ -68,6 +75,12 @@ _CREATED = 0  # of a model; clients expect the field, nobody knows the time
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
+# Pydantic tries each form of a union, and without `fail_fast` notes the fault of each of a million items.
+_TokenIds = Annotated[list[StrictInt], Field(fail_fast=True)]
+_Texts = Annotated[list[str], Field(fail_fast=True, max_length=MAX_INPUTS)]
+_Rows = Annotated[list[_TokenIds], Field(fail_fast=True, max_length=MAX_INPUTS)]
+
+
 class EmbeddingsRequest(BaseModel):
     """The body of `POST /v1/embeddings`; what else it holds is ignored.
 
@@ -79,11 +92,11 @@ class EmbeddingsRequest(BaseModel):
         prompt: which of the model's prompts goes before each text.
     """
 
-    input: str | list[str] | list[StrictInt] | list[list[StrictInt]]
+    input: str | _Texts | _TokenIds | _Rows
     model: str
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: StrictInt | None = None
-    prompt: Literal["query", "passage"] | None = None
+    prompt: Literal[PROMPTS] | None = None  # type: ignore[valid-type]  # which is a tuple of literals
 
 
 class _NoSuchModel(HTTPException):
@@ -107,8 +120,17 @@ def make_app(
             app.state.client, app.state.served = client, Served()
             yield
 
-    app = FastAPI(title="ernie-propeller", version=__version__, lifespan=lifespan)
+    # No pages of documentation, which would load scripts from elsewhere; the schema is a route of its own.
+    app = FastAPI(
+        title="ernie-propeller",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
     app.state.metrics_url = metrics_url
+    app.state.running = asyncio.Semaphore(MAX_RUNNING)
     app.include_router(_keyed, dependencies=[Depends(_key_check(api_key))])
     app.include_router(_open)
     app.add_exception_handler(ServiceError, _on_service_error)
@@ -129,9 +151,17 @@ _keyed, _open = APIRouter(), APIRouter()
 )
 async def embeddings(request: Request) -> Response:
     """Vectors of one or many texts, in their order."""
+    running: asyncio.Semaphore = request.app.state.running
+    if running.locked():
+        raise Overloaded(f"{MAX_RUNNING} requests are being answered, no more at a time.", _BUSY_RETRY_MS)
+    async with running:
+        return await _answer(request)
+
+
+async def _answer(request: Request) -> Response:
     wanted = _parsed(await _body(request))
     encoder = await _encoder(request, wanted.model)
-    vectors, num_tokens, truncated = await _vectors(request.app.state.client, encoder, wanted)
+    vectors, num_tokens, truncated = await _vectors(request, encoder, wanted)
     if wanted.dimensions is not None:
         vectors = _cut(vectors, wanted.dimensions, encoder)
     as_base64 = wanted.encoding_format == "base64"
@@ -150,6 +180,13 @@ async def models(request: Request) -> dict[str, Any]:
 async def model(request: Request, name: str) -> dict[str, Any]:
     """That model by its name."""
     return _described(await _encoder(request, name))
+
+
+@_keyed.get("/openapi.json", include_in_schema=False)
+async def schema(request: Request) -> dict[str, Any]:
+    """What there is, for tools."""
+    described: dict[str, Any] = request.app.openapi()
+    return described
 
 
 @_keyed.get("/metrics")
@@ -188,7 +225,21 @@ def _key_check(api_key: str | None) -> Callable[[Request], None]:
 
 
 async def _body(request: Request) -> bytes:
-    """The request's body, which is refused before it takes more memory than it may."""
+    """The request's body.
+
+    Raises:
+        HTTPException: 413 before it takes more memory than it may, 408 if it comes too slowly, 400 if the
+            caller hangs up.
+    """
+    try:
+        return await asyncio.wait_for(_received(request), _BODY_S)
+    except asyncio.TimeoutError as error:
+        raise HTTPException(408, f"The body did not come within {_BODY_S:g} s.") from error
+    except ClientDisconnect as error:  # nobody reads this, nor wants a traceback of it in the log
+        raise HTTPException(400, "The body ended before it was whole.") from error
+
+
+async def _received(request: Request) -> bytes:
     pieces, size = [], 0
     async for piece in request.stream():
         size += len(piece)
@@ -203,18 +254,19 @@ def _parsed(body: bytes) -> EmbeddingsRequest:
     try:
         wanted = EmbeddingsRequest.model_validate_json(body)
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        problems = error.errors(include_url=False, include_input=False, include_context=False)
+        problem = problems[0]
         field = ".".join(map(str, problem["loc"][:1])) or "The body"
         expected = problem["msg"]
-        if field == "input" and problem["type"] != "missing":
+        if any(one["type"] == "too_long" for one in problems):
+            expected = f"at most {MAX_INPUTS} texts, or rows of token ids, are taken at a time"
+        elif field == "input" and problem["type"] != "missing":
             expected = "expected a string, a list of strings, a list of token ids, or a list of such lists"
         raise BadRequest(f"{field}: {expected}.") from error
     given = wanted.input
     if not given:
         raise BadRequest("input is empty; expected at least one text.")
     if isinstance(given, list) and not isinstance(given[0], int):
-        if len(given) > MAX_INPUTS:
-            raise BadRequest(f"input has {len(given)} texts; at most {MAX_INPUTS} are taken at a time.")
         for place, one in enumerate(given):
             if not one:
                 raise BadRequest(f"input[{place}] is empty; expected a text.")
@@ -235,7 +287,7 @@ async def _encoder(request: Request, name: str | None = None) -> Encoder:
 
 
 async def _vectors(
-    client: AsyncInferenceClient, encoder: Encoder, wanted: EmbeddingsRequest
+    request: Request, encoder: Encoder, wanted: EmbeddingsRequest
 ) -> tuple[np.ndarray, int, int]:
     """Vectors of what is asked for, their tokens, and how many texts were cut."""
     if encoder.per_token:
@@ -247,7 +299,7 @@ async def _vectors(
     if isinstance(given[0], int):
         given = [given]
     if isinstance(given[0], str):
-        encoded = await run_async(client, TextJob(encoder, given, prompt=wanted.prompt))
+        encoded = await _run(request, encoder, TextJob(encoder, given, prompt=wanted.prompt))
         seen = int(np.minimum(encoded.num_tokens, encoder.max_seqlen).sum())
         return np.asarray(encoded.embeddings), seen, int(encoded.truncated.sum())
     if wanted.prompt is not None:
@@ -256,8 +308,16 @@ async def _vectors(
         rows = [np.array(ids, dtype=np.int64) for ids in given]
     except OverflowError as error:
         raise BadRequest("input has a token id of more than 64 bits.") from error
-    encoded = await run_async(client, IdJob(encoder, rows))
+    encoded = await _run(request, encoder, IdJob(encoder, rows))
     return np.asarray(encoded.embeddings), sum(map(len, rows)), 0
+
+
+async def _run(request: Request, encoder: Encoder, job: Job) -> Encoded:
+    client, served = request.app.state.client, request.app.state.served
+    encoded = await run_async(client, job)
+    if job.num_requests > 1:
+        served.check_same(encoder, await client.spec())
+    return encoded
 
 
 def _cut(vectors: np.ndarray, dimensions: int, encoder: Encoder) -> np.ndarray:

@@ -102,12 +102,14 @@ class Job(abc.ABC):
 
     Attributes:
         method: of the inference client, which takes the inputs: arrays by `predict`, texts by `outputs`.
+        num_requests: how many there were so far.
     """
 
     method: Literal["predict", "outputs"] = "predict"
 
     def __init__(self, encoder: Encoder, count: int, limit: int):
         self._encoder, self._limit = encoder, limit
+        self.num_requests = 0
         self._waiting: Iterable[Part] | None = self._parts()
         self._sent: deque[Part] = deque()
         self._late: list[Part] = []
@@ -140,6 +142,7 @@ class Job(abc.ABC):
         """Gives what to send, each when it is asked for."""
         waiting, self._waiting = self._waiting or (), None
         for part in waiting:
+            self.num_requests += 1
             self._sent.append(part)
             yield part.inputs
 

@@ -233,9 +233,11 @@ class PartFile(Target):
             with open(self._part, "rb+") as file:  # what is open for appending writes nowhere else
                 file.write(head)
         self._sync()
-        self._file.close()  # which Windows wants before it renames
+        if os.name == "nt":  # which renames no open file, and has no locks to give up too early
+            self._file.close()
         os.replace(self._part, self._path)
         self._journal.unlink(missing_ok=True)
+        self._file.close()
 
     def close(self) -> None:
         self._file.close()
@@ -247,8 +249,12 @@ class PartFile(Target):
     def _lock(self) -> None:
         try:
             atomic.lock_file(self._file, wait=False)
-        except BlockingIOError:
-            raise PropellerError(f"{self._part} is being written by another process.") from None
+            # Who held the lock until now may have given the file its last name: then it is whole.
+            ours = os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._part))
+        except (BlockingIOError, FileNotFoundError):
+            ours = False
+        if not ours:
+            raise PropellerError(f"{self._part} is being written by another process.")
 
     def _found(self) -> Progress | None:
         """How far the part is that an earlier run left; None if there is none."""

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ernie.encoding import Encoding
-from ernie.tasks.pooling import EmbeddingSettings
-from ernie.tokenizing import Tokenizer, library_versions, load_tokenizer
+from ernie.tasks.pooling import PROMPTS, EmbeddingSettings
+from ernie.tokenizing import Encoding, Tokenizer, library_versions, load_tokenizer
 from propeller import atomic
 from propeller.errors import DataError, did_you_mean
 from propeller.metrics import Metric
@@ -38,10 +37,9 @@ class EmbeddingProcessor(Processor):
     def __init__(self, tokenizer: Tokenizer, settings: EmbeddingSettings):
         self.tokenizer = tokenizer
         self.settings = settings
-        self._prefixes = {
+        self._prefixes: dict[str | None, str] = {
             None: settings.default_prefix,
-            "query": settings.query_prefix,
-            "passage": settings.passage_prefix,
+            **{name: getattr(settings, f"{name}_prefix") for name in PROMPTS},
         }
 
     @property
@@ -96,8 +94,8 @@ class EmbeddingProcessor(Processor):
             raise DataError(f"text_a is {found}; expected a string.")
         if second is not None and not isinstance(second, str):
             raise DataError(f"text_b is {second!r:.80}; expected a string.")
-        if prompt is not None and prompt not in ("query", "passage"):
-            raise DataError(f"prompt is {prompt!r:.80}; expected 'query' or 'passage'.")
+        if prompt is not None and prompt not in PROMPTS:
+            raise DataError(f"prompt is {prompt!r:.80}; expected {' or '.join(map(repr, PROMPTS))}.")
         return self._prefixes[prompt] + text
 
     def finish(self, outputs: Mapping[str, Any]) -> list[Answer]:

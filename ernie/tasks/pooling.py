@@ -27,6 +27,9 @@ from propeller.errors import ConfigError, did_you_mean
 POOLINGS = ("cls", "mean", "max", "none", "pooler")
 """The first token's vector, the tokens' mean or maximum, all of them, or BERT's tanh layer over the first."""
 
+PROMPTS = ("query", "passage")
+"""What a text may be sent as, for models that want another text before each."""
+
 # Special tokens and one of text.
 MIN_SEQLEN = 3
 
@@ -155,12 +158,12 @@ def _read_modules(kinds: list[tuple[str, Path]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     kinds = [(kind, path) for kind, path in kinds if kind != "Dropout"]  # it does nothing in prediction
     order = [kind for kind, _ in kinds]
-    if order[0] == "Transformer":
+    if order[:1] == ["Transformer"]:
         found["encoder"] = kinds[0][1]
     if order not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         return found | {
-            "problem": f"its modules.json asks for {', '.join(order)}, but only Transformer, Pooling and "
-            "Normalize, in this order, can be done"
+            "problem": f"its modules.json asks for {', '.join(order) or 'Dropout alone'}, but only "
+            "Transformer, Pooling and Normalize, in this order, can be done"
         }
     found["normalize"] = order[-1] == "Normalize"
     if found["normalize"]:

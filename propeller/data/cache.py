@@ -120,7 +120,7 @@ def cached_records(build: Build, cache_dir: Path | None) -> RecordFile:
     key = build.key()
     if key is None:
         return _temporary_records(build)
-    folder = _default_folder() if cache_dir is None else cache_dir
+    folder = default_folder() if cache_dir is None else cache_dir
     try:
         lock = _locked(folder, build.stem)
     except OSError as error:
@@ -137,7 +137,8 @@ def cached_records(build: Build, cache_dir: Path | None) -> RecordFile:
     return records
 
 
-def _default_folder() -> Path:
+def default_folder() -> Path:
+    """The user's folder for what can be made again: `$XDG_CACHE_HOME/propeller`, or in `~/.cache`."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "propeller"
 

@@ -199,6 +199,9 @@ class _Loop:
         self._attempts = 0
         self._next_attempt = 0.0
         self._refused: list[tuple[float, int, Call]] = []
+        # The first of the calls that were lost with a connection, until there is a reply. Meanwhile one is
+        # sent at a time, so that what makes the server hang up is told from its neighbours.
+        self._suspect: Call | None = None
         self._numbers = itertools.count(1)
         self._poller = self._new_poller()
 
@@ -281,10 +284,29 @@ class _Loop:
             while self._receive(link):
                 pass
             self._drop_link()
-            for call in self._outbox.take_back():
-                call.finish(Unavailable(f"The connection to {self._address} was lost. Send it again."))
+            self._take_back()
             if not self._endpoints:
                 self._pause()
+
+    def _take_back(self) -> None:
+        """Has what was lost with the connection sent again, but not what a connection was lost with twice."""
+        anything_lost = self._outbox.awaits_replies()
+        for call in self._outbox.take_back():
+            call.finish(Unavailable(f"The connection to {self._address} was lost. Send it again."))
+        first = self._outbox.first()
+        if not anything_lost or first is None or not first.sent_as:
+            return
+        if first is self._suspect:
+            num_bytes = sum(memoryview(frame).nbytes for frame in first.frames(first.sent_as))
+            self._outbox.forget(first)
+            first.finish(
+                Unavailable(
+                    f"{self._address} hung up twice on this request of {num_bytes} bytes. It does so when "
+                    "one is larger than it takes (--max-message-mb), or when it ends; its log says which."
+                )
+            )
+            first = None
+        self._suspect = first
 
     def _fail_all(self, problem: str) -> None:
         self._ask_again(math.inf)
@@ -295,6 +317,8 @@ class _Loop:
         """Sends what there is and there is room for."""
         blocked = False
         while link.state is State.READY and not blocked and (call := self._outbox.first()) is not None:
+            if self._suspect is not None and self._outbox.awaits_replies():
+                break
             if call.deadline.left == 0.0:
                 self._outbox.forget(call)
                 call.finish(self._unanswered(call))
@@ -318,6 +342,7 @@ class _Loop:
 
     def _take(self, frames: Sequence[Frame]) -> None:
         """Hands a reply to whom it is for."""
+        self._suspect = None
         try:
             reply = decode_reply(frames)
         except ServiceError as error:

@@ -44,6 +44,8 @@ _BEAT_S = 1.0
 _LEAVE_S = 30.0
 # How long a host that cannot run its bundle tries to tell the server.
 _REPORT_S = 5.0
+# When it says that there is no connection, which takes as long as the server is away.
+_COMPLAIN_S = 5.0
 _STDIN, _STDERR = 0, 2
 
 
@@ -199,6 +201,7 @@ class Host:
         self._due: list[float] = []  # when workers are to be forked
         self._pause_s = 0.0
         self._beat_at = time.monotonic() + _BEAT_S
+        self._complain_at = time.monotonic() + _COMPLAIN_S
         self._leave_by = math.inf
         self._stopping = self._was_ready = False
 
@@ -263,11 +266,20 @@ class Host:
         if _STDIN in readable:
             self._tugged()
         while (message := self._uplink.receive()) is not None:
+            if message.header.get("reason"):
+                log.warning("the server refuses this host: %s", message.header["reason"])
             self._obey(message.header.get("kind"), message.id)
         for worker in list(self._workers.values()):
             if worker.child.fileno() in readable:
                 self._listen(worker)
         now = time.monotonic()
+        if now >= self._complain_at:
+            self._complain_at = math.inf
+            if not self._uplink.is_announced:
+                log.warning(
+                    "no connection to %s yet: nobody listens there, or it refuses the keys",
+                    self._settings.endpoint,
+                )
         if now >= self._beat_at:
             ready = sum(worker.ready_at is not None for worker in self._workers.values())
             self._uplink.send("beat", self._settings.host_id, {"workers": ready})

@@ -90,6 +90,7 @@ class _Member:
         bundle = read_bundle(self._path)
         keys = str(self._settings.curve_keys)
         hosts = list(host_settings(self._settings, self._name, bundle, self._address, keys))
+        log.info("joining %s with workers for %s", self._address, self._name)
         self.process = start_host(dataclasses.replace(hosts[self._place], host_id=secrets.token_hex(8)))
         self._again_at = 0.0
 

@@ -28,10 +28,11 @@ def batch_limits(settings: ServerSettings, bundle: Bundle) -> BatchLimits:
 
     On a CPU larger batches gain nothing, and short requests wait longer behind them; reading the weights once
     costs as much as some 16 tokens, in bfloat16 32 (MiniLM on Zen 4; larger models are alike, as weights and
-    work grow together). A card is filled by more, and likes round sizes.
+    work grow together). In bfloat16 few shapes are kept ready. A card is filled by more, and likes round sizes.
     """
     if settings.devices == ("cpu",):
-        limits = BatchLimits(1024, settings.max_batch_size, 1, 32 if settings.bf16 else 16)
+        step, cost = (16, 32) if settings.bf16 else (4, 16)
+        limits = BatchLimits(1024, settings.max_batch_size, step, cost)
     else:
         limits = BatchLimits(16384, settings.max_batch_size, 8, 512)
     if settings.max_batch_tokens is not None:

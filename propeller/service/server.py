@@ -181,11 +181,13 @@ class Server:
             if pool.serving.bundle.hash == header.get("bundle") and header.get("version") == __version__:
                 pool.join(header["id"], address)
                 return pool
-        log.warning(
-            "a host wants to join with the model %s, bundle %.12s, release %s: not what is served here",
-            *(header.get(name) for name in ("model", "bundle", "version")),
-        )
-        self._sockets.to_worker(address, {"id": "stop", "kind": "stop"})
+        found = ", ".join(f"{name} {str(header.get(name))[:12]}" for name in ("model", "bundle", "version"))
+        served = [
+            f"{pool.serving.name} {pool.serving.bundle.hash[:12]}" for pool in self._pools()
+        ]
+        reason = f"it has {found}; served here: {', '.join(served)}, version {__version__}"
+        log.warning("a host that wants to join is refused: %s", reason)
+        self._sockets.to_worker(address, {"id": "stop", "kind": "stop", "reason": reason})
         return None
 
     # Life

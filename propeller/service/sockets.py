@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import logging
 import math
+import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +30,9 @@ Secure = Callable[[zmq.Socket[Any]], None]
 
 # A connection to a machine that is gone without a word is noticed in seconds.
 _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS = 2000, 10_000
+# Of the private folders, and the file in them that a server keeps locked.
+_PREFIX, _LOCK = "propeller-", "lock"
+_FRESH_S = 60.0
 # Results read before clients and timers get their turn.
 _MESSAGES_A_TURN = 16
 
@@ -58,7 +64,7 @@ class Sockets:
             self._stack = stack.pop_all()
 
     def _open(self, settings: ServerSettings, local_clients: bool, stack: contextlib.ExitStack) -> None:
-        private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="propeller-")))
+        private = _private_folder(stack)
         self._ear, self._bell = socket.socketpair()
         for end in (self._ear, self._bell):
             end.setblocking(False)
@@ -167,6 +173,20 @@ class Sockets:
     def close(self) -> None:
         """Closes everything; replies that are on their way get a second."""
         self._stack.close()
+
+
+def _private_folder(stack: contextlib.ExitStack) -> Path:
+    """Makes a folder of this user's alone, and removes those that killed servers have left."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
+        with contextlib.suppress(OSError):  # another user's, or just removed by somebody else
+            with left.open("rb") as file:
+                if time.time() - left.stat().st_mtime > _FRESH_S:  # its server has surely locked it
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left.parent)
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX)))
+    lock = stack.enter_context((folder / _LOCK).open("wb"))
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return folder
 
 
 def _bind_backend(backend: zmq.Socket[Any], endpoint: str, secure: Secure | None) -> None:

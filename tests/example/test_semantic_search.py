@@ -84,6 +84,23 @@ def test_an_index_is_replaced(toy, indexed, tmp_path):
     assert indexed("query", "one line").stdout.count("\n") == 2
 
 
+def test_a_folder_of_something_else_stays(demo, tmp_path):
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "thesis.txt").write_text("years of work")
+    done = demo("index", "--input", str(tmp_path / "lines.txt"))
+    assert done.returncode == 2 and "is there already and no index" in done.stderr
+    assert (tmp_path / "index" / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "index" / "thesis.txt").unlink()
+    assert demo("index", "--input", str(tmp_path / "lines.txt")).returncode == 0
+
+
+def test_a_model_that_is_taken_over(toy, demo, tmp_path):
+    (tmp_path / "lines.txt").write_text("!takeover\n")
+    done = demo("index", "--input", str(tmp_path / "lines.txt"))
+    assert done.returncode == 1 and "another model meanwhile" in done.stderr
+    assert not (tmp_path / "index").exists()
+
+
 def test_an_empty_file(indexed, tmp_path):
     (tmp_path / "lines.txt").write_text("")
     assert indexed("index", "--input", str(tmp_path / "lines.txt")).returncode == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +14,8 @@ import numpy as np
 import pytest
 
 from ernie.service import bulk, vector_file
-from propeller.errors import ConfigError, PropellerError, ServerError, Unavailable
+from propeller import atomic
+from propeller.errors import ConfigError, PropellerError, ServerError, Unavailable, WorkerDied
 
 # Commits after every block, so that a kill finds something to go on with.
 COMMAND = (
@@ -125,6 +128,32 @@ def test_bad_lines(toy, tmp_path, capsys, kind):
         assert text in told
 
 
+@pytest.mark.parametrize(
+    "error", [ServerError("the model failed"), WorkerDied("it died twice")], ids=["broken", "died"]
+)
+def test_a_server_that_fails_altogether(toy, tmp_path, monkeypatch, error):
+    """That is no line's fault: the run stops, and goes on when the server works again."""
+    monkeypatch.setattr(vector_file, "_COMMIT_S", 0.0)
+    lines = words(100)
+    lines[0] = "!bad"
+    source = write_lines(tmp_path / "in.txt", lines)
+    toy.hurdle = lambda: error if len(toy.requests) >= 8 else None
+    with pytest.raises(type(error), match=str(error)):
+        encode(toy, source, tmp_path / "out.jsonl", "--batch_size", "10")
+    assert lines_kept(tmp_path / "out.jsonl") < 100
+    toy.hurdle = lambda: None
+    assert encode(toy, source, tmp_path / "out.jsonl") == 1
+    rows = [json.loads(line) for line in read_lines(tmp_path / "out.jsonl")]
+    assert [place for place, row in enumerate(rows) if "error" in row] == [0]
+
+
+def test_lines_that_are_all_bad(toy, tmp_path):
+    """That is their own fault, and the run goes on."""
+    source = write_lines(tmp_path / "in.txt", ["!bad"] * 5 + ["a"])
+    assert encode(toy, source, tmp_path / "out.npy", "--batch_size", "5") == 1
+    assert np.isnan(np.load(tmp_path / "out.npy")).all(axis=1).tolist() == [True] * 5 + [False]
+
+
 def test_many_bad_lines_are_counted(toy, tmp_path, capsys):
     (tmp_path / "in.txt").write_bytes(b"\xff\n" * 100)
     assert encode(toy, tmp_path / "in.txt", tmp_path / "out.npy") == 1
@@ -197,10 +226,12 @@ def test_who_types_gets_each_answer_at_once(toy, root):
     assert process.returncode == 0
 
 
-def start(toy, source, target, root):
+def start(toy, source, target, root, **options):
     flags = ["-o", str(target), "--port", str(toy.port), "--batch_size", "10"]
     flags += [] if source is None else ["-i", str(source)]
-    return subprocess.Popen([sys.executable, "-c", COMMAND, *flags], stdin=subprocess.PIPE, cwd=root)
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *flags], stdin=subprocess.PIPE, cwd=root, **options
+    )
 
 
 def lines_kept(target):
@@ -249,6 +280,18 @@ def test_standard_input_killed_and_resumed(toy, tmp_path, root):
         process.communicate(data, timeout=60)
     assert process.returncode == 0
     np.testing.assert_array_equal(np.load(target), toy.vectors(lines))
+
+
+def test_interrupted_while_it_waits_for_input(toy, tmp_path, root):
+    target = tmp_path / "out.npy"
+    with start(toy, None, target, root, stderr=subprocess.PIPE) as process:
+        process.stdin.write(b"a\nb\n")
+        process.stdin.flush()
+        while lines_kept(target) < 2:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 128 + signal.SIGINT
+        assert b"Fatal" not in process.stderr.read()
 
 
 @pytest.fixture
@@ -348,6 +391,38 @@ def test_two_at_once(toy, unfinished, tmp_path, root):
             encode(toy, tmp_path / "in.txt", unfinished.with_name("other.npy"))
         process.communicate(timeout=60)
     assert np.load(unfinished.with_name("other.npy")).shape == (10, 8)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no locks")
+def test_nobody_comes_between_the_last_row_and_the_name(toy, tmp_path, monkeypatch):
+    source, target = write_lines(tmp_path / "in.txt", words(10)), tmp_path / "out.npy"
+    rename, told = os.replace, []
+
+    def replace(old, new):
+        if str(new) == str(target):
+            with pytest.raises(PropellerError, match="being written by another process") as caught:
+                encode(toy, source, target)
+            told.append(caught.value)
+        rename(old, new)
+
+    monkeypatch.setattr(os, "replace", replace)
+    assert encode(toy, source, target) == 0
+    assert told and np.load(target).shape == (10, 8)
+
+
+def test_who_comes_too_late_leaves_a_whole_file_alone(toy, tmp_path, monkeypatch):
+    source, target = write_lines(tmp_path / "in.txt", words(10)), tmp_path / "out.npy"
+    lock = atomic.lock_file
+
+    def finished_by_another(file, wait):
+        os.replace(tmp_path / "out.npy.part", target)
+        lock(file, wait=wait)
+
+    (tmp_path / "out.npy.part").write_bytes(b"whole")
+    monkeypatch.setattr(atomic, "lock_file", finished_by_another)
+    with pytest.raises(PropellerError, match="being written by another process"):
+        encode(toy, source, target)
+    assert target.read_bytes() == b"whole"
 
 
 def test_nobody_there(tmp_path, toy):

@@ -277,6 +277,30 @@ def test_a_model_that_is_taken_over(toy, vocab_file, monkeypatch):
         client(TEXTS)
 
 
+@pytest.mark.parametrize("tokenises", [False, True])
+def test_a_model_that_is_taken_over_during_a_call(toy, vocab_file, tokenises):
+    vocab = vocab_file if tokenises else None
+
+    def take_over():
+        toy.bundle = "c" * 64 if len(toy.requests) == 1 else toy.bundle
+
+    toy.hurdle = take_over
+    texts = ["a"] * 200
+    with ErnieClient(vocab, port=toy.port) as client:
+        with pytest.raises(ServerError, match="another model meanwhile: cccccccccccc, .* bbbbbbbbbbbb"):
+            client(texts)
+        np.testing.assert_array_equal(client(texts), toy.vectors(texts))
+
+    async def main():
+        toy.bundle = "b" * 64
+        toy.requests.clear()
+        async with AsyncErnieClient(vocab, port=toy.port) as client:
+            with pytest.raises(ServerError, match="another model meanwhile"):
+                await client(texts)
+
+    asyncio.run(main())
+
+
 def test_no_encoder(toy, monkeypatch):
     spec = toy._spec()
     spec["processor"] = {"name": "classification", "settings": {"labels": ["no", "yes"]}}

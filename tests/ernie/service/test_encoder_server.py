@@ -96,6 +96,7 @@ def test_http(command, tmp_path, monkeypatch):
     [
         (("--http-bind", "0.0.0.0"), "--http-bind is of no use without --http-port"),
         (("--api-key-file", "k"), "--api-key-file is of no use without --http-port"),
+        (("--http-port", "8080", "-p", "8080"), "--http-port and --port are both 8080"),
         (("--http-port", "0"), "--http-port is 0; expected a number from 1 to 65535"),
         (("--http-port", "8080", "--http-bind", "0.0.0.0"), "there is no API key"),
         (("--http-port", "8080", "--api-key-file", "/no/file"), "--api-key-file /no/file cannot be read"),
@@ -109,6 +110,12 @@ def test_http(command, tmp_path, monkeypatch):
 def test_wrong_flags(command, flags, message):
     with pytest.raises(ConfigError, match=message):
         command(*flags)
+
+
+def test_http_without_the_extra(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    with pytest.raises(ConfigError, match="HTTP needs fastapi, which is not installed here"):
+        command("--http-port", "8080")
 
 
 @pytest.mark.parametrize("content", ["", "two\nlines", "schlüssel"])

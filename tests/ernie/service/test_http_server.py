@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import concurrent.futures
+import contextlib
 import http.client
 import http.server
 import json
@@ -21,6 +23,11 @@ from propeller.errors import ConfigError
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
+fastapi = pytest.importorskip("fastapi")
+pydantic = pytest.importorskip("pydantic")
+
+from ernie.service import openai_api  # noqa: E402
+from ernie.service.openai_api import MAX_RUNNING, EmbeddingsRequest  # noqa: E402
 
 KEY = "secret-key"
 METRICS = b"# TYPE propeller_requests_total counter\npropeller_requests_total 3.0\n"
@@ -228,7 +235,8 @@ def test_errors_of_the_server(toy, metrics_url, environment, root, front, client
         ({"input": []}, "input is empty"),
         ({"input": ["a", ""]}, r"input[1] is empty"),
         ({"input": [[1], []]}, r"input[1] is empty"),
-        ({"input": ["a"] * 2049}, "input has 2049 texts; at most 2048"),
+        ({"input": ["a"] * 2049}, "input: at most 2048 texts, or rows of token ids, are taken"),
+        ({"input": [[2]] * 2049}, "input: at most 2048 texts"),
         ({"input": 3}, "input: expected a string, a list of strings, a list of token ids"),
         ({"input": ["a", 3]}, "input: expected a string"),
         ({"input": [1.5]}, "input: expected a string"),
@@ -246,6 +254,14 @@ def test_bad_requests(front, body, message):
     status, _, answer = front.embed(**body)
     assert status == 400
     assert message in answer["error"]["message"] and answer["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("item", [{}, None, [None], ["a", None]])
+def test_what_is_wrong_is_noted_once(item):
+    """Not for each of a million items."""
+    with pytest.raises(pydantic.ValidationError) as caught:
+        EmbeddingsRequest.model_validate({"input": [item] * 1000, "model": "toy"})
+    assert caught.value.error_count() <= 4
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"input": "\\ud800", "model": "toy"}'])
@@ -270,11 +286,27 @@ def test_truncation_is_told(front):
     "given", [b"", b"Bearer wrong", b"Bearer \xff", f"Basic {KEY}".encode(), KEY.encode(), b"Bearer "]
 )
 def test_the_key(front, given):
-    for method, path in (("POST", "/v1/embeddings"), ("GET", "/v1/models"), ("GET", "/metrics")):
+    keyed = (
+        ("POST", "/v1/embeddings"),
+        ("GET", "/v1/models"),
+        ("GET", "/metrics"),
+        ("GET", "/openapi.json"),
+    )
+    for method, path in keyed:
         status, _, answer = front.ask(method, path, headers={"authorization": given})
         assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
     status, _, answer = front.ask("GET", "/health", headers={"authorization": given})
     assert (status, answer) == (200, {"status": "ready"})
+
+
+def test_a_model_that_is_taken_over(toy, clean_environment, root):
+    """Its vectors are not mixed with those of the one before."""
+    front = Front(toy, None, clean_environment, root)
+    toy.hurdle = lambda: setattr(toy, "bundle", "c" * 64)
+    status, _, answer = front.embed(input=["a"] * 200)
+    assert status == 500 and "another model meanwhile" in answer["error"]["message"]
+    assert front.embed(input=["a"] * 200)[0] == 200
+    assert front.stop() == (0, "")
 
 
 def test_health(shared_toy, front):
@@ -284,6 +316,42 @@ def test_health(shared_toy, front):
     assert (status, answer) == (503, {"status": "draining"})
 
 
+def test_who_asks_for_nothing_takes_no_place(front):
+    with contextlib.ExitStack() as stack:
+        for _ in range(MAX_RUNNING + 1):
+            stack.enter_context(socket.create_connection(("127.0.0.1", front.port)))
+        assert front.embed(input="a")[0] == 200
+
+
+def test_more_requests_than_are_run(front):
+    head = (
+        f"POST /v1/embeddings HTTP/1.1\r\nhost: front\r\nauthorization: Bearer {KEY}\r\n"
+        "content-length: 9\r\nexpect: 100-continue\r\n\r\n"
+    )
+    with contextlib.ExitStack() as stack:
+        for _ in range(MAX_RUNNING):
+            link = stack.enter_context(socket.create_connection(("127.0.0.1", front.port)))
+            link.sendall(head.encode())
+            assert link.recv(100).startswith(b"HTTP/1.1 100 ")  # it runs, and waits for its body
+        status, headers, answer = front.embed(input="a")
+        assert (status, answer["error"]["code"], headers["retry-after"]) == (429, "overloaded", "1")
+        assert front.ask("GET", "/health")[0] == 200
+    while front.embed(input="a")[0] == 429:
+        time.sleep(0.01)
+    assert front.embed(input="a")[0] == 200
+
+
+def test_a_body_that_does_not_come(front, monkeypatch):
+    async def receive():
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(openai_api, "_BODY_S", 0.01)
+    request = fastapi.Request({"type": "http"}, receive)
+    with pytest.raises(fastapi.HTTPException) as caught:
+        asyncio.run(openai_api._body(request))
+    assert caught.value.status_code == 408
+
+
 def test_metrics(front):
     status, headers, content = front.ask("GET", "/metrics")
     assert (status, content) == (200, METRICS)
@@ -291,9 +359,15 @@ def test_metrics(front):
 
 
 def test_other_paths(front):
-    for method, path, expected in (("GET", "/v2", 404), ("GET", "/v1/embeddings", 405)):
+    others = (("/v2", 404), ("/docs", 404), ("/redoc", 404), ("/v1/embeddings", 405))
+    for method, path, expected in (("GET", *other) for other in others):
         status, _, answer = front.ask(method, path)
         assert status == expected and answer["error"]["message"]
+
+
+def test_the_schema(front):
+    status, _, schema = front.ask("GET", "/openapi.json")
+    assert status == 200 and {"/v1/embeddings", "/health"} <= set(schema["paths"])
 
 
 def test_without_server_metrics_and_key(toy_class, clean_environment, root):
@@ -312,6 +386,16 @@ def test_a_vector_for_each_token(toy_of, clean_environment, root):
     status, _, answer = front.embed(input="a")
     assert front.stop()[0] == 0
     assert status == 400 and "--pooling cls" in answer["error"]["message"]
+
+
+def test_it_ends_with_who_started_it(toy, clean_environment, root):
+    for end in (lambda front: front.process.stdin.close(), lambda front: front.process.terminate()):
+        front = Front(toy, None, clean_environment, root)
+        end(front)
+        assert front.process.wait(timeout=30) == 0
+        assert front.process.stderr.read() == b""
+        front.process.stdin.close()
+        front.process.stderr.close()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.2", "::", "example.org"])

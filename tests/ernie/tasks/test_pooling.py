@@ -154,6 +154,11 @@ def test_modules_that_cannot_be_done(sentence_folder, modules):
     assert (found.pooling, found.normalize) == ("mean", False)
 
 
+def test_modules_that_do_nothing(sentence_folder):
+    with pytest.raises(ConfigError, match="asks for Dropout alone, but only Transformer, Pooling"):
+        settings_of(sentence_folder(("Dropout",)))
+
+
 def test_modules_of_newer_names_and_dropout(sentence_folder):
     folder = sentence_folder(("Transformer", "Pooling", "Dropout"))
     modules = json.loads((folder / "modules.json").read_text())

@@ -160,6 +160,18 @@ def server():
 
 
 @pytest.fixture
+def small_server():
+    """One that hangs up on a frame of more than 1 MiB."""
+
+    def limited(context, router):
+        router.setsockopt(zmq.MAXMSGSIZE, 1 << 20)
+        return contextlib.nullcontext()
+
+    with Server(secure=limited) as running:
+        yield running
+
+
+@pytest.fixture
 def client(server):
     with InferenceClient(server.address, timeout=LONG, max_rows=4, max_in_flight=3) as made:
         yield made
@@ -242,11 +254,11 @@ class TestSplitting:
         assert [len(request.arrays[0].values) for request in server.seen] == [4] * 10 + [2]
 
     def test_by_bytes(self, server):
-        wide = np.ones((20, 1 << 18), np.float32)
+        wide = np.ones((20, 1 << 15), np.float32)
         with InferenceClient(server.address, timeout=LONG) as client:
             (found,) = client(wide)
         np.testing.assert_array_equal(found, wide * 2)
-        assert [len(request.arrays[0].values) for request in server.seen] == [8, 8, 4]
+        assert [len(request.arrays[0].values) for request in server.seen] == [7, 7, 6]
 
     def test_by_length_of_the_json(self, server):
         texts = ["x" * 200_000] * 4 + ["y" * 700_000, "z"]
@@ -541,6 +553,41 @@ class TestLostAndLate:
                     server.stop()
                     with pytest.raises(Unavailable, match="was lost"):
                         result.result()
+
+    def test_a_request_that_the_server_hangs_up_on(self, small_server):
+        """It fails, and none of those that it is sent with."""
+        large = np.zeros((1, 1 << 18), np.int64)
+        with InferenceClient(small_server.address, timeout=LONG) as client, ThreadPoolExecutor(8) as pool:
+            before = [pool.submit(client, IDS + number) for number in range(20)]
+            with pytest.raises(
+                Unavailable, match=r"hung up twice on this request of 20\d{5} bytes.*--max-mess"
+            ):
+                client(large)
+            after = [pool.submit(client, IDS + number) for number in range(20)]
+            for number, result in enumerate((*before, *after)):
+                np.testing.assert_array_equal(result.result()[0], (IDS + number % 20) * 2)
+
+    def test_parts_are_as_small_as_any_server_takes(self, small_server):
+        arrays = np.arange(1 << 19).reshape(-1, 8)
+        with InferenceClient(small_server.address, timeout=LONG, max_rows=1 << 20) as client:
+            np.testing.assert_array_equal(client(arrays)[0], arrays * 2)
+
+    def test_two_restarts_lose_nothing_that_was_answered_between(self):
+        """Only what a connection was lost with twice in a row is suspected."""
+        with Server(lambda request: None) as first:
+            with (
+                InferenceClient(first.address, timeout=LONG, max_rows=2) as client,
+                ThreadPoolExecutor() as pool,
+            ):
+                result = pool.submit(client, IDS)
+                wait_for(lambda: len(first.kept) == 3)
+                first.stop()
+                with Server(port=first.port) as second:
+                    second.script = lambda request: whole(request) if len(second.seen) == 1 else None
+                    wait_for(lambda: len(second.kept) == 2)
+                    second.stop()
+                    with Server(port=first.port):
+                        np.testing.assert_array_equal(result.result()[0], IDS * 2)
 
     def test_duplicates_strangers_and_garbage_are_dropped(self, client, server):
         def script(request):

@@ -470,9 +470,8 @@ class TestKeys:
             lost.process.kill()
             gone(*processes)
             other = join(1)
-            locked.logged(
-                r"a host wants to join with the model default, bundle (.{12}), .*not what is served"
-            )
+            locked.logged(r"a host that wants to join is refused: it has (model default), bundle .{12}")
+            other.logged(r"the server refuses this host: it has (model default)")
             other.logged(r"the server let go of the workers of (default)")
             assert other.stop() == 0
             locked.gates["batch"].open()

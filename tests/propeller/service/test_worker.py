@@ -96,28 +96,29 @@ class TestEnds:
             ready = server.next("ready")
             for number in ("1", "2"):
                 server.send(ready, "batch", number, finish=[], outputs=True)
-            yield server, ready, host_end, batches
+            yield server, ready, host_end, batches, uplink
         uplink.close()
 
     def test_stop_of_the_host(self, waiting):
-        _, _, host_end, batches = waiting
+        _, _, host_end, batches, uplink = waiting
         found = [next(batches).id]
+        uplink.wait(30)  # for the second
         host_end.sendall(STOP)
         assert found + [batch.id for batch in batches] == ["1", "2"]
 
     def test_stop_of_the_server(self, waiting):
-        server, ready, _, batches = waiting
+        server, ready, _, batches, _ = waiting
         server.send(ready, "stop", "stop")
         assert [batch.id for batch in batches] == ["1", "2"]
 
     def test_death_of_the_host(self, waiting):
-        _, _, host_end, batches = waiting
+        _, _, host_end, batches, _ = waiting
         assert next(batches).id == "1"
         host_end.close()
         assert len(list(batches)) <= 1, "at most what it had begun to receive"
 
     def test_who_is_there(self, waiting):
-        server, ready, host_end, batches = waiting
+        server, ready, host_end, batches, _ = waiting
         assert next(batches).id == "1"
         assert server.next("ready").address == ready.address, "at first"
         host_end.sendall(ANNOUNCE)
