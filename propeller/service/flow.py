@@ -113,12 +113,12 @@ class Flow:
             return False
         deadline = Deadline(self._timeout)
         try:
-            parts, join = self._make(given)
+            task = self._make(given)
         except ServiceError as error:
             self._running.append(_Running(iter(()), list, deadline))
             self._running[-1].fail(error)
         else:
-            self._running.append(_Running(parts, join, deadline))
+            self._running.append(_Running(task.parts, task.join, deadline))
         return True
 
     def _send_part(self, task: _Running) -> int:

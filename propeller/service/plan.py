@@ -28,7 +28,7 @@ def batch_limits(settings: ServerSettings, bundle: Bundle) -> BatchLimits:
 
     On a CPU larger batches gain nothing, and short requests wait longer behind them; reading the weights once
     costs as much as some 16 tokens, in bfloat16 32 (MiniLM on Zen 4; larger models are alike, as weights and
-    work grow together). In bfloat16 few shapes are kept ready. A card is filled by more, and likes round sizes.
+    work grow together). In bfloat16 few shapes are kept ready. A card is filled by more, in round sizes.
     """
     if settings.devices == ("cpu",):
         step, cost = (16, 32) if settings.bf16 else (4, 16)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,14 +22,16 @@ _TEXT_COLUMNS = ("text_a", "text_b")
 _NO_ID = "-"
 
 
-class Part(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Part:
     """One request of a task, and how many rows its reply must have; None where rows mean nothing."""
 
     request: Request
     rows: int | None
 
 
-class Task(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Task:
     """What one call of a client asks for.
 
     Attributes:
