@@ -296,6 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         )
         source, size = _source(args.input, stack)
+        _check_apart(source, args.output)
         encoder = LineEncoder(client, served, args.prompt)
         reader = LineReader(source, args.batch_size)
         target = stack.enter_context(contextlib.closing(_target(args, encoder, reader.position)))
@@ -341,6 +342,17 @@ def _source(path: str | None, stack: contextlib.ExitStack) -> tuple[BinaryIO, in
         raise ConfigError(f"The input {path} cannot be read ({error.strerror}).") from error
     info = os.fstat(source.fileno())
     return source, info.st_size if stat.S_ISREG(info.st_mode) else None
+
+
+def _check_apart(source: BinaryIO, output: str | None) -> None:
+    """Refuses to write over what is read.
+
+    Raises:
+        ConfigError: input and output are one file.
+    """
+    with contextlib.suppress(OSError):  # the output is not there yet, or is standard output
+        if output is not None and os.path.samestat(os.fstat(source.fileno()), os.stat(output)):
+            raise ConfigError(f"{output} is the input; write the vectors to another file.")
 
 
 def _target(args: argparse.Namespace, encoder: LineEncoder, start: Position) -> Target:

@@ -106,6 +106,7 @@ def _http_command(args: argparse.Namespace) -> list[str]:
         os.environ[http_server.KEY_VARIABLE] = _read_key(args.api_key_file)
     host = args.http_bind or "127.0.0.1"
     http_server.check_exposure(host, insecure=args.insecure)
+    http_server.check_free(host, args.http_port)
     return http_server.command(host, args.http_port, insecure=args.insecure)
 
 

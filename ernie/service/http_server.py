@@ -11,6 +11,7 @@ import argparse
 import importlib.util
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -69,9 +70,23 @@ def check_exposure(host: str, *, insecure: bool) -> None:
     """
     if not (is_loopback(host) or insecure or os.environ.get(KEY_VARIABLE)):
         raise ConfigError(
-            f"--host {host} can be reached by others and there is no API key. Put one into the environment "
+            f"HTTP on {host} can be reached by others and there is no API key. Put one into the environment "
             f"variable {KEY_VARIABLE}, listen on 127.0.0.1, or say --insecure."
         )
+
+
+def check_free(host: str, port: int) -> None:
+    """Refuses an address that cannot be listened on, before anything is started for it.
+
+    Raises:
+        ConfigError: the port is taken, or the address is none of this machine.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host.strip("[]"), port), family=family):
+            pass
+    except OSError as error:
+        raise ConfigError(f"HTTP cannot listen on {host}, port {port}: {error}. Take another.") from error
 
 
 def check_installed() -> None:

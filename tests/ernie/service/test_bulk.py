@@ -425,6 +425,15 @@ def test_who_comes_too_late_leaves_a_whole_file_alone(toy, tmp_path, monkeypatch
     assert target.read_bytes() == b"whole"
 
 
+def test_the_input_is_not_written_over(toy, tmp_path):
+    source = write_lines(tmp_path / "in.txt", ["w1"])
+    (tmp_path / "link.npy").symlink_to(source)
+    for target in (source, tmp_path / "link.npy"):
+        with pytest.raises(ConfigError, match="is the input; write the vectors to another file"):
+            encode(toy, source, target)
+    assert source.read_text() == "w1\n"
+
+
 def test_nobody_there(tmp_path, toy):
     source = write_lines(tmp_path / "in.txt", ["a"])
     with pytest.raises(Unavailable):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -110,6 +111,13 @@ def test_http(command, tmp_path, monkeypatch):
 def test_wrong_flags(command, flags, message):
     with pytest.raises(ConfigError, match=message):
         command(*flags)
+
+
+def test_a_port_that_is_taken(command):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"HTTP cannot listen on 127.0.0.1, port {port}: .* in use"):
+            command("--http-port", str(port))
 
 
 def test_http_without_the_extra(command, monkeypatch):
