@@ -133,9 +133,16 @@ class HostSettings:
         package, the host finds it, too.
         """
         path = os.pathsep.join(filter(None, sys.path))
-        # Idle threads would otherwise spin for 0.2 s after each batch, on cores that others need.
-        waits = {"KMP_BLOCKTIME": "1"}
-        return {**waits, **os.environ, "OMP_NUM_THREADS": str(self.num_threads), "PYTHONPATH": path}
+        return {
+            # Idle threads would otherwise spin for 0.2 s after each batch, on cores that others need.
+            "KMP_BLOCKTIME": "1",
+            **os.environ,
+            # Scikit-learn turns this off in every process that imports it, and in those it starts. Then a
+            # forked worker waits for ever for threads that it does not have.
+            "KMP_INIT_AT_FORK": "TRUE",
+            "OMP_NUM_THREADS": str(self.num_threads),
+            "PYTHONPATH": path,
+        }
 
 
 def start_host(settings: HostSettings) -> subprocess.Popen[bytes]:

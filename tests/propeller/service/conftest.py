@@ -27,7 +27,7 @@ from propeller.bundle import read_bundle
 from propeller.errors import ServiceError
 from propeller.service.auth import Authenticator, secure_server
 from propeller.service.frames import MessageReader, WireArray, to_frames
-from propeller.service.host import HostSettings, start_host
+from propeller.service.host import HostSettings, end_host, start_host
 from propeller.service.wire import REPLY_LIMITS, decode_reply, encode_request
 
 # What the texts of `tiny_bundle` are made of.
@@ -239,7 +239,7 @@ def host():
                 command = [sys.executable, "-c", script[0], settings.to_json(), str(script[1])]
                 process = subprocess.Popen(command, env=settings.environment(), stdin=subprocess.PIPE)
             stack.enter_context(process)
-            stack.callback(process.kill)
+            stack.callback(end_host, process)
             return process
 
         yield start

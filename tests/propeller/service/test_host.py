@@ -260,6 +260,11 @@ class TestSettings:
         assert dataclasses.replace(self.settings, device="gpu:1").forks_first
         assert self.settings.environment()["OMP_NUM_THREADS"] == "2"
 
+    def test_threads_after_a_fork(self, monkeypatch):
+        """Whatever libraries of the process that starts a host have put into the environment."""
+        monkeypatch.setenv("KMP_INIT_AT_FORK", "FALSE")
+        assert self.settings.environment()["KMP_INIT_AT_FORK"] == "TRUE"
+
     @pytest.mark.parametrize(
         ("text", "problem"),
         [
