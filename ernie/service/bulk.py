@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from ernie.service.client import address_of, run
+from ernie.service.calls import address_of, run
 from ernie.service.encoder import Encoder, Served
 from ernie.service.texts import TextJob
 from ernie.service.vector_file import (

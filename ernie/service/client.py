@@ -14,46 +14,19 @@ counts as U+FFFD. A text of more than a megabyte fits into no request, so it nee
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ernie.service.calls import address_of, run, run_async
 from ernie.service.encoder import Encoder, Served, check_prompt
-from ernie.service.texts import Encoded, Job, TextJob
+from ernie.service.texts import Encoded, TextJob
 from ernie.tokenizing import Tokenizer
 from propeller import cli
 from propeller.service.client import AsyncInferenceClient, InferenceClient
 
 log = logging.getLogger("ernie")
-
-
-def address_of(host: str, port: int) -> str:
-    """The address of a server; an IPv6 host is put into brackets."""
-    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
-
-
-def run(client: InferenceClient, job: Job) -> Encoded:
-    """Sends the requests of a job, several at a time, while the next ones are made.
-
-    Raises:
-        ServiceError: what the server says, or that it does not answer.
-    """
-    while job.more():
-        for outcome in client.map(job.method, job.inputs(), return_errors=True):
-            job.take(outcome)
-    return job.result()
-
-
-async def run_async(client: AsyncInferenceClient, job: Job) -> Encoded:
-    """As `run`; what is tokenised here is tokenised beforehand, in a thread, to keep the event loop free."""
-    if job.method == "predict":
-        await asyncio.to_thread(job.make_all)
-    while job.more():
-        async for outcome in client.map(job.method, job.inputs(), return_errors=True):
-            job.take(outcome)
-    return job.result()
 
 
 class _Base:

@@ -32,7 +32,7 @@ from pydantic import BaseModel, Field, StrictInt, ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
-from ernie.service.client import run_async
+from ernie.service.calls import run_async
 from ernie.service.encoder import Encoder, Served
 from ernie.service.texts import Encoded, IdJob, Job, TextJob
 from ernie.service.vector_json import number_list

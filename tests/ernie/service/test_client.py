@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from ernie.service import encoder as encoder_module
-from ernie.service.client import AsyncErnieClient, ErnieClient, address_of
+from ernie.service.calls import address_of
+from ernie.service.client import AsyncErnieClient, ErnieClient
 from ernie.service.texts import TextJob
 from ernie.tokenizing import WordPieceTokenizer
 from propeller.errors import BadRequest, ConfigError, DeadlineExceeded, Overloaded, ServerError, Unavailable
