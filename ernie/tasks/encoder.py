@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 from ernie.config import ErnieConfig
 from ernie.modeling import ErnieModel
 from ernie.pretrained import load_pretrained_state, match_weights
+from ernie.tasks.models import encoder_inputs
 from ernie.tasks.pooling import EmbeddingSettings
-from propeller.bundle import ArraySpec
 from propeller.errors import ConfigError
 from propeller.paddle.runtime import paddle
 from propeller.paddle.train.model import Model, Tensors
@@ -43,16 +43,7 @@ class EncoderModel(Model):
         if settings.encode_layer != "pooler":
             depth = int(settings.encode_layer.removeprefix("layer"))
         config = dataclasses.replace(config, num_hidden_layers=depth)
-        self.inputs = (
-            ArraySpec(
-                "input_ids",
-                "int64",
-                ("batch", "seq_len"),
-                pad_value=config.pad_token_id,
-                max_value=config.vocab_size - 1,
-            ),
-            ArraySpec("token_type_ids", "int64", ("batch", "seq_len"), max_value=config.type_vocab_size - 1),
-        )
+        self.inputs = encoder_inputs(config)
         self.axis_limits = {"seq_len": settings.max_seqlen}
         self.encoder = ErnieModel(config)
         self.settings = settings

@@ -22,6 +22,15 @@ F = paddle.nn.functional
 _PASSING = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
 
 
+def encoder_inputs(config: ErnieConfig) -> tuple[ArraySpec, ...]:
+    """What an encoder takes: int64 `[batch, seq_len]` each, with the ids that its tables have."""
+    axes = ("batch", "seq_len")
+    return (
+        ArraySpec("input_ids", "int64", axes, config.pad_token_id, max_value=config.vocab_size - 1),
+        ArraySpec("token_type_ids", "int64", axes, max_value=config.type_vocab_size - 1),
+    )
+
+
 class ClassificationModel(Model):
     """ERNIE with a linear layer over the pooled output; cross entropy, or squared error for one label.
 
@@ -51,18 +60,7 @@ class ClassificationModel(Model):
                 f"r_drop is {self._training.r_drop}, but there is no dropout, so that both passes would be "
                 "the same. Set hidden_dropout_prob or attention_probs_dropout_prob above 0, or r_drop to 0."
             )
-        self.inputs = (
-            ArraySpec(
-                "input_ids",
-                "int64",
-                ("batch", "seq_len"),
-                pad_value=config.pad_token_id,
-                max_value=config.vocab_size - 1,
-            ),
-            ArraySpec(
-                "token_type_ids", "int64", ("batch", "seq_len"), max_value=config.type_vocab_size - 1
-            ),
-        )
+        self.inputs = encoder_inputs(config)
         self.axis_limits = {"seq_len": config.max_position_embeddings}
         # Spelt out rather than as the processor's fingerprint: what differs can be named, and a newer
         # tokenizer library does not end a run.
