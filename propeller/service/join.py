@@ -23,9 +23,9 @@ from pathlib import Path
 from propeller.bundle import read_bundle
 from propeller.cores import available_cores
 from propeller.errors import PropellerError
-from propeller.service.host import end_host, start_host
 from propeller.service.plan import host_settings
 from propeller.service.settings import ServerSettings, worker_plan
+from propeller.service.spawn import end_host, start_host
 
 log = logging.getLogger("propeller")
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from propeller.bundle import Bundle
 from propeller.cores import available_cores
-from propeller.service.host import HostSettings
 from propeller.service.settings import ServerSettings, worker_plan
+from propeller.service.spawn import HostSettings
 
 # A length that warms up stands for those up to the next one.
 _WARM_STEP, _WARM_LENGTHS = 8, 64

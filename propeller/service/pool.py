@@ -17,8 +17,8 @@ from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
-from propeller.service.host import HostSettings, end_host, start_host
 from propeller.service.serving import Answered, Serving, Work
+from propeller.service.spawn import HostSettings, end_host, start_host
 from propeller.service.wire import WireArray
 
 log = logging.getLogger("propeller")
@@ -286,13 +286,13 @@ class Pool:
         if host.process is not None:
             end_host(host.process)
         answered = self._lose(*host.workers.values())
-        host.failures = 0 if host.workers else host.failures + 1
+        host.failures += 1
         host.workers.clear()
         host.process, host.address = None, None
         if self.is_stopping:
             del self._hosts[host.id]
             return answered
-        wait = min(_RESTART_S * 2**host.failures, _MAX_RESTART_S)
+        wait = min(_RESTART_S * 2 ** (host.failures - 1), _MAX_RESTART_S)
         host.restart_at = now + wait
         what = f"the process that has the workers of the model {self.serving.name} ended with status {status}"
         if host.failures >= _MAX_STARTS and self._broken is None:

@@ -24,7 +24,8 @@ from propeller.bundle import ArraySpec, read_bundle
 from propeller.errors import ConfigError, ExportError, ServerError
 from propeller.service.child import one_line
 from propeller.service.frames import Frame, MessageReader, WireArray, to_frames
-from propeller.service.host import ANNOUNCE, STOP, Host, HostSettings
+from propeller.service.host import ANNOUNCE, STOP, Host
+from propeller.service.spawn import HostSettings
 from propeller.service.uplink import Uplink
 
 if TYPE_CHECKING:

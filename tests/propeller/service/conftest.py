@@ -27,7 +27,7 @@ from propeller.bundle import read_bundle
 from propeller.errors import ServiceError
 from propeller.service.auth import Authenticator, secure_server
 from propeller.service.frames import MessageReader, WireArray, to_frames
-from propeller.service.host import HostSettings, end_host, start_host
+from propeller.service.spawn import HostSettings, end_host, start_host
 from propeller.service.wire import REPLY_LIMITS, decode_reply, encode_request
 
 # What the texts of `tiny_bundle` are made of.

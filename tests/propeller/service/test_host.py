@@ -12,7 +12,7 @@ import pytest
 
 from propeller.errors import ConfigError, ExportError
 from propeller.service.auth import make_keys
-from propeller.service.host import HostSettings
+from propeller.service.spawn import HostSettings
 from propeller.service.uplink import Uplink
 from propeller.service.worker import Model
 
@@ -114,7 +114,8 @@ def test_a_worker_that_was_told_to_stop_is_not_replaced(serve, host, linear_bund
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from propeller.service.host import Host, HostSettings
+from propeller.service.host import Host
+from propeller.service.spawn import HostSettings
 from propeller.service.uplink import Uplink
 
 class Runner:

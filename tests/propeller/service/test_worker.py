@@ -15,7 +15,8 @@ from propeller.errors import ServiceError
 from propeller.paddle.inference import Predictor
 from propeller.service import worker
 from propeller.service.frames import MessageReader, WireArray, to_frames
-from propeller.service.host import ANNOUNCE, STOP, HostSettings
+from propeller.service.host import ANNOUNCE, STOP
+from propeller.service.spawn import HostSettings
 from propeller.service.uplink import Uplink
 from propeller.service.wire import REPLY_LIMITS
 from propeller.service.worker import Model, in_time, warmup_batch
