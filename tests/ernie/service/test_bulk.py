@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from ernie.service import bulk, vector_file
+from ernie.service import lines as line_module
 from propeller import atomic
 from propeller.errors import ConfigError, PropellerError, ServerError, Unavailable, WorkerDied
 
@@ -162,8 +163,8 @@ def test_many_bad_lines_are_counted(toy, tmp_path, capsys):
 
 
 def test_a_line_without_end(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(bulk, "MAX_LINE_BYTES", 1000)
-    monkeypatch.setattr(bulk, "_READ_BYTES", 300)
+    monkeypatch.setattr(line_module, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(line_module, "_READ_BYTES", 300)
     (tmp_path / "in.txt").write_bytes(b"a\n" + b"x" * 5000 + b"\nb\n" + b"y" * 1000 + b"\n" + b"z" * 1200)
     assert encode(toy, tmp_path / "in.txt", tmp_path / "out.jsonl") == 1
     rows = [json.loads(line) for line in read_lines(tmp_path / "out.jsonl")]
@@ -179,15 +180,15 @@ def test_a_line_without_end(toy, tmp_path, monkeypatch):
 @pytest.mark.parametrize("size", [1, 2, 7, 64])
 def test_positions_are_those_of_the_bytes(monkeypatch, size):
     """Whatever the pieces are that the input comes in."""
-    monkeypatch.setattr(bulk, "_READ_BYTES", size)
-    monkeypatch.setattr(bulk, "MAX_LINE_BYTES", 10)
+    monkeypatch.setattr(line_module, "_READ_BYTES", size)
+    monkeypatch.setattr(line_module, "MAX_LINE_BYTES", 10)
     data = b"one\r\ntwo\n\n" + b"x" * 25 + b"\n\xe4\xb8\xad\nlast"
-    reader = bulk.LineReader(io.BufferedReader(io.BytesIO(data)), 2)
+    reader = line_module.LineReader(io.BufferedReader(io.BytesIO(data)), 2)
     lines = []
     for block in reader.blocks():
         assert 1 <= len(block.lines) <= 2
         lines += block.lines
-        again = bulk.LineReader(io.BytesIO(data), 2)
+        again = line_module.LineReader(io.BytesIO(data), 2)
         again.skip(block.position)
         rest = [str(line) for piece in again.blocks() for line in piece.lines]
         whole = ["one", "two", "", "the line has 25 bytes; at most 10 are taken", "中", "last"]
