@@ -47,7 +47,7 @@ class Chaos:
     Args:
         args: the flags.
         port: the server's.
-        texts: what is asked for; their vectors are asked for now, in peace.
+        texts: what is asked for; their vectors are fetched before anything is killed.
 
     Attributes:
         asked: requests that were begun.
