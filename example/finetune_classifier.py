@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import logging
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ernie.tasks import finetuning
+from ernie.tasks.arguments import DataFiles, argument_parser, column_names
 from ernie.tasks.classification import (
     ClassificationProcessor,
     file_columns,
@@ -25,14 +25,11 @@ from ernie.tasks.classification import (
     label_column,
     raw_label_column,
 )
-from ernie.tasks.finetuning import DataFiles
+from ernie.tasks.predicting import write_predictions
 from ernie.tasks.report import data_report
-from ernie.tasks.training import Training
-from propeller import cli, launch
-from propeller.config import parse_hparam, parse_runconfig
+from propeller import cli
 from propeller.data import FeatureColumns
 from propeller.data.cache import source_files
-from propeller.errors import ConfigError
 from propeller.types import HParams, RunConfig
 
 log = logging.getLogger("ernie")
@@ -40,29 +37,14 @@ log = logging.getLogger("ernie")
 
 def main() -> int:
     """Parses the flags and trains, or predicts."""
-    args = finetuning.argument_parser(str(__doc__)).parse_args()
-    run_config, hparams = parse_runconfig(args), parse_hparam(args)
-    if not args.do_predict:
-        launch.apply_disconfig()
-    cli.setup_logging()
-    if args.do_predict:
-        return finetuning.predict_stdin(args, run_config)
-    finetuning.check_hparams(hparams, Training.keys())
-    run_config = finetuning.with_precision(run_config, hparams)
-    if args.find_learning_rate and args.restart:
-        raise ConfigError("--find_learning_rate trains nothing, so there is nothing to --restart.")
-    code = launch.relaunch(args.nproc, run_config, restart=args.restart)
-    if code is None:
-        train(args, run_config, hparams)
-    return code or 0
+    return finetuning.main(argument_parser(str(__doc__)), train)
 
 
 def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> None:
     """Fine-tunes, evaluates dev and test, and exports the best model by the first metric on dev."""
-    training = Training.of(hparams)
     files = DataFiles.of(args)
     config, tokenizer = finetuning.resolve_model(args, hparams)
-    names = [name.strip() for name in args.columns.split(",")] if args.columns else None
+    names = column_names(args)
     raw = file_columns(raw_label_column(), names=names)
     first = next(rows(raw, files.train))
     log.info("columns of %s: %s", files.train, ", ".join(first))
@@ -91,38 +73,13 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
     texts = {name: (texts_of(row) for row in rows(columns, path)) for name, path in found.items()}
     log.info("data:\n%s", data_report(sets, texts=texts, processor=processor))
 
-    import propeller.paddle as propeller
     from ernie.tasks.models import ClassificationModel
 
-    size = finetuning.step_batch_size(hparams, run_config, restart=args.restart)
-    run_config = finetuning.with_max_steps(run_config, hparams, num_examples=len(sets["train"]), size=size)
-    learner = propeller.Learner(
-        functools.partial(ClassificationModel, config=config, processor=processor),
-        run_config,
-        hparams.join(config.to_dict(), {"step_batch_size": size}),  # resolved, for run.json
-        finetuning.warm_start_setting(args.warm_start_from),
+    bundle = finetuning.fit(
+        ClassificationModel, args, run_config, hparams, config=config, processor=processor, sets=sets
     )
-    train_set = finetuning.batched(sets.pop("train"), hparams, processor, size=size, train=True)
-    strategy = finetuning.step_strategy(training)
-    if args.find_learning_rate:
-        print(learner.find_learning_rate(train_set, step_strategy=strategy).table())
-        return
-    best = Path(run_config.model_dir) / "best"
-    first_metric = next(iter(processor.metrics()))
-    learner.train(
-        train_set,
-        eval_datasets={
-            name: finetuning.batched(
-                dataset, hparams, processor, size=finetuning.batch_size(hparams), train=False
-            )
-            for name, dataset in sets.items()
-        },
-        exporters=[propeller.BestInferenceModelExporter(best, metric=first_metric, processor=processor)],
-        step_strategy=strategy,
-        restart=args.restart,
-    )
-    if args.dev_predictions and learner.ranks.is_main:
-        finetuning.write_predictions(args.dev_predictions, best / "inference", rows(raw, files.dev))
+    if args.dev_predictions and bundle is not None:
+        write_predictions(args.dev_predictions, bundle, rows(raw, files.dev))
 
 
 def rows(columns: FeatureColumns, path: Path) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,7 @@
 """What a task knows without Paddle: raw examples -> arrays, outputs -> answers, and its metrics.
 
+    file or line -> raw -> windows (its examples) -> model -> finish (a part for each) -> join -> answer
+
 Training, batch prediction and serving use the same processor, so they cannot disagree. A bundle names
 it by its registered name; the code comes from an installed package (entry point group
 `propeller.processors`) or from a module that was imported, never from the bundle.
@@ -11,10 +13,13 @@ import abc
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from propeller.errors import ExportError, PropellerError, did_you_mean
+from propeller.errors import ConfigError, DataError, ExportError, PropellerError, did_you_mean
 from propeller.metrics import Metric
+
+if TYPE_CHECKING:
+    from propeller.data import Dataset
 
 ENTRY_POINTS = "propeller.processors"
 
@@ -25,29 +30,92 @@ Answer = dict[str, Any]
 class Processor(abc.ABC):
     """One task, without Paddle.
 
+    A raw example is a mapping of JSON values. It becomes one example, the arrays of one model input, or
+    several where a task cuts long texts into windows; from what the model gives for these comes one answer.
+
     Attributes:
         name: the registered name that a bundle stores.
+        label_names: the columns of an example that the loss and the metrics get.
     """
 
     name: ClassVar[str]
+    label_names: ClassVar[tuple[str, ...]] = ("label",)
 
     @abc.abstractmethod
     def prepare(self, raws: Sequence[Raw]) -> list[dict[str, Any]]:
-        """Turns raw examples into arrays, one result for each, in order.
+        """Turns raw examples into arrays, in order: one example for each, or for each of its windows.
 
         Args:
             raws: examples by column name (`{"text_a": ..., "text_b": ..., "label": ...}`).
 
         Returns:
-            For each example its unpadded features (and label, where there is one) by name.
+            The unpadded features of each (and its labels, where there are some) by name.
 
         Raises:
             DataError: an example that cannot be used.
         """
 
+    def windows(self, raws: Sequence[Raw]) -> list[list[dict[str, Any]]]:
+        """Turns raw examples into arrays: of each the examples that `prepare` makes of it, at least one.
+
+        Raises:
+            DataError: an example that cannot be used.
+        """
+        examples = self.prepare(raws)
+        if len(examples) != len(raws):
+            raise PropellerError(
+                f"The processor {self.name!r} made {len(examples)} examples of {len(raws)}. One that makes "
+                "several of one must define `windows` and `join`."
+            )
+        return [[example] for example in examples]
+
     @abc.abstractmethod
     def finish(self, outputs: Mapping[str, Any]) -> list[Answer]:
-        """Turns model outputs (numpy, rows first) into one JSON-able answer for each row."""
+        """Turns model outputs (numpy, rows first) into one JSON-able answer for each row.
+
+        Where a raw example may have several rows, that is a part of its answer; see `join`.
+        """
+
+    def join(self, raw: Raw, examples: Sequence[Mapping[str, Any]], parts: Sequence[Answer]) -> Answer:
+        """Makes the answer for one raw example.
+
+        Args:
+            raw: the example.
+            examples: its windows.
+            parts: what `finish` made of each of them.
+        """
+        (answer,) = parts
+        return answer
+
+    def read(self, path: Path, *, columns: Sequence[str] | None = None) -> Dataset:
+        """Reads the labelled raw examples of a data file.
+
+        Args:
+            path: the file.
+            columns: names of the cells of a table without a header, in order.
+
+        Raises:
+            ConfigError: the task has no file format of its own.
+            DataError: the file cannot be read, or a row cannot be used; it names file and line.
+        """
+        raise ConfigError(f"The task {self.name!r} reads no files.")
+
+    def raw_of(self, value: Any) -> Raw:
+        """Takes an input as people write it: a text, a tuple of two, or a mapping as it is.
+
+        Raises:
+            DataError: it is none of these.
+        """
+        if isinstance(value, Mapping):
+            return value
+        texts = (value,) if isinstance(value, str) else value
+        is_texts = isinstance(texts, tuple | list) and all(isinstance(text, str) for text in texts)
+        if is_texts and 1 <= len(texts) <= 2:
+            return dict(zip(("text_a", "text_b"), texts, strict=False))
+        raise DataError(
+            f"An input is {type(value).__name__}; expected a text, a tuple of two texts, or a dict such as "
+            '{"text_a": "..."}.'
+        )
 
     @abc.abstractmethod
     def parse(self, line: str) -> Raw:
@@ -58,12 +126,17 @@ class Processor(abc.ABC):
         """
 
     @abc.abstractmethod
-    def format(self, answer: Answer) -> str:
-        """Writes one answer as a line of plain text, without the line end."""
+    def format(self, raw: Raw, answer: Answer) -> str:
+        """Writes the answer for `raw` as a line of plain text, without the line end."""
 
     @abc.abstractmethod
     def metrics(self) -> dict[str, Metric]:
-        """New, empty metrics by name; the first one is the one to choose a model by."""
+        """New, empty metrics by name."""
+
+    @property
+    def best_metric(self) -> str:
+        """The result of an evaluation by which a model is chosen; by default the first metric."""
+        return next(iter(self.metrics()))
 
     @abc.abstractmethod
     def save(self, folder: Path) -> dict[str, Any]:
@@ -116,15 +189,17 @@ def find_processor(name: str) -> type[Processor]:
     )
 
 
-def prepare_each(processor: Processor, raws: Sequence[Raw]) -> list[dict[str, Any] | PropellerError]:
+def windows_each(
+    processor: Processor, raws: Sequence[Raw]
+) -> list[list[dict[str, Any]] | PropellerError]:
     """Prepares a batch so that one bad example harms no neighbour: its place holds its error."""
     try:
-        return list(processor.prepare(raws))
+        return list(processor.windows(raws))
     except PropellerError:
-        results: list[dict[str, Any] | PropellerError] = []
+        results: list[list[dict[str, Any]] | PropellerError] = []
         for raw in raws:
             try:
-                results.extend(processor.prepare([raw]))
+                results.extend(processor.windows([raw]))
             except PropellerError as error:
                 results.append(error)
         return results

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import hashlib
 import itertools
 import json
 import math
@@ -14,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from ernie.tokenizing import Tokenizer, library_versions, load_tokenizer
-from propeller import atomic
-from propeller.data import Column, FeatureColumns, LabelColumn, RawColumn
+from ernie.tasks.processor import TextProcessor
+from ernie.tokenizing import Tokenizer
+from propeller.data import Column, Dataset, FeatureColumns, LabelColumn, RawColumn
 from propeller.data.cache import source_files
 from propeller.errors import ConfigError, DataError
 from propeller.metrics import F1, Acc, MacroF1, Metric, Pearson, Spearman
-from propeller.processor import Answer, Processor, Raw, register_processor
+from propeller.processor import Answer, Raw, register_processor
 
 # What the public data sets call these columns.
 TEXT_A_NAMES = ("sentence", "sentence1", "#1 String", "text", "query", "question1", "premise")
@@ -29,7 +28,7 @@ LABEL_NAMES = ("Quality", "score", "is_duplicate", "gold_label", "labels")
 
 
 @register_processor
-class ClassificationProcessor(Processor):
+class ClassificationProcessor(TextProcessor):
     """Texts and pairs in, labels with probabilities (or a number, for regression) out.
 
     Args:
@@ -53,9 +52,8 @@ class ClassificationProcessor(Processor):
                 f"max_seqlen {max_seqlen} leaves no room for {'two texts' if pair else 'a text'}: "
                 f"expected {least} or more."
             )
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer, max_seqlen=max_seqlen)
         self.labels = None if labels is None else list(labels)
-        self.max_seqlen = max_seqlen
         self.pair = pair
 
     @property
@@ -64,9 +62,8 @@ class ClassificationProcessor(Processor):
         return 1 if self.labels is None else len(self.labels)
 
     @property
-    def pad_values(self) -> dict[str, int]:
-        """What fills up shorter rows, where that is not 0."""
-        return {"input_ids": self.tokenizer.pad_id}
+    def settings(self) -> dict[str, Any]:
+        return {"labels": self.labels, "max_seqlen": self.max_seqlen, "pair": self.pair}
 
     def prepare(self, raws: Sequence[Raw]) -> list[dict[str, Any]]:
         """Tokenises a batch.
@@ -112,6 +109,9 @@ class ClassificationProcessor(Processor):
             for index, row in zip(best.tolist(), rows, strict=True)
         ]
 
+    def read(self, path: Path, *, columns: Sequence[str] | None = None) -> Dataset:
+        return file_columns(label_column(self.labels), pair=self.pair, names=columns).read(path)
+
     def parse(self, line: str) -> Raw:
         """Reads `text_a`, or `text_a<TAB>text_b` for pairs."""
         cells = line.split("\t")
@@ -120,7 +120,7 @@ class ClassificationProcessor(Processor):
             raise DataError(f"expected {expected}, found {len(cells)} cells")
         return dict(zip(("text_a", "text_b"), cells, strict=False))
 
-    def format(self, answer: Answer) -> str:
+    def format(self, raw: Raw, answer: Answer) -> str:
         """Writes the probabilities in label order, tab-separated; the value for regression."""
         values = [answer["value"]] if self.labels is None else answer["probabilities"].values()
         return "\t".join(f"{value:.8g}" for value in values)
@@ -131,25 +131,6 @@ class ClassificationProcessor(Processor):
         if len(self.labels) == 2:
             return {"acc": Acc(), "f1": F1()}
         return {"acc": Acc(), "macro_f1": MacroF1()}
-
-    def save(self, folder: Path) -> dict[str, Any]:
-        self.tokenizer.save(folder)
-        return {"labels": self.labels, "max_seqlen": self.max_seqlen, "pair": self.pair}
-
-    @classmethod
-    def load(cls, folder: Path, settings: Mapping[str, Any]) -> ClassificationProcessor:
-        return cls(
-            load_tokenizer(folder),
-            settings["labels"],
-            max_seqlen=settings["max_seqlen"],
-            pair=settings["pair"],
-        )
-
-    @property
-    def fingerprint(self) -> str:
-        tokens = [self.tokenizer.fingerprint, library_versions()]
-        settings = [self.name, tokens, self.labels, self.max_seqlen, self.pair]
-        return hashlib.sha256(atomic.to_json(settings).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def file_columns(

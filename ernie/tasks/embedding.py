@@ -120,7 +120,7 @@ class EmbeddingProcessor(Processor):
             raise DataError(f"expected a text, or text_a<TAB>text_b, found {len(cells)} cells")
         return dict(zip(("text_a", "text_b"), cells, strict=False))
 
-    def format(self, answer: Answer) -> str:
+    def format(self, raw: Raw, answer: Answer) -> str:
         """Writes the numbers with blanks between; of several tokens' vectors, tabs between these."""
         rows = answer["embedding"]
         if not (rows and isinstance(rows[0], list)):

@@ -7,119 +7,37 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
+import functools
 import logging
 import math
-import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ernie.config import CONFIG_KEYS, ErnieConfig
 from ernie.pretrained import load_pretrained_config, load_pretrained_state
+from ernie.tasks.arguments import column_names
+from ernie.tasks.predicting import predict_stdin
+from ernie.tasks.processor import TextProcessor
 from ernie.tasks.training import Training
 from ernie.tokenizing import Tokenizer, load_tokenizer
-from propeller import atomic
-from propeller.bundle import read_bundle
-from propeller.config import ArgumentParser
-from propeller.data import Dataset
-from propeller.errors import ConfigError, DataError, PropellerError
+from propeller import atomic, cli, launch
+from propeller.config import ArgumentParser, parse_hparam, parse_runconfig
+from propeller.data import Dataset, prepare_files
+from propeller.data.cache import source_files
+from propeller.errors import ConfigError
 from propeller.launch import started_by_nproc
 from propeller.processor import Processor
 from propeller.run_file import read_run_file
 from propeller.types import HParams, RunConfig, WarmStartSetting
 
 if TYPE_CHECKING:
+    from ernie.tasks.models import TaskModel
     from propeller.paddle.train.step import StepStrategy
 
 log = logging.getLogger("ernie")
 
 DATA_KEYS = ("batch_size", "in_tokens", "num_epochs", "num_label", "use_fp16")
-
-
-def argument_parser(description: str) -> ArgumentParser:
-    """The flags of every fine-tuning script."""
-    parser = ArgumentParser(description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data = parser.add_argument_group("data")
-    data.add_argument("--data_dir", help="folder with train, dev and test, as folders or .tsv(.gz) files")
-    for name in ("train", "dev", "test"):
-        data.add_argument(f"--{name}_set", metavar="FILE", help=f"the {name} file, in place of --data_dir")
-    data.add_argument("--columns", help="a file's columns in order, as text_a,text_b,label; _ skips one")
-    data.add_argument("--cache_dir", help="where prepared data is kept; default: the user's cache folder")
-    model = parser.add_argument_group("model")
-    model.add_argument("--warm_start_from", metavar="DIR", help="pretrained folder (own or Hugging Face)")
-    model.add_argument("--vocab_file", help="vocabulary; default: the warm-start folder's")
-    model.add_argument("--max_seqlen", type=int, default=128, help="tokens an example has at most")
-    model.add_argument("--do_lower_case", type=_boolean, default=None, help="if the folder says nothing")
-    model.add_argument("--sentence_piece_model", help="SentencePiece model (ERNIE-tiny)")
-    model.add_argument("--word_dict", help="word segmentation dictionary (ERNIE-tiny)")
-    model.add_argument(
-        "--find_learning_rate", action="store_true", help="try rising rates on the data; trains nothing"
-    )
-    predict = parser.add_argument_group("prediction")
-    predict.add_argument("--do_predict", action="store_true", help="answer the lines of standard input")
-    predict.add_argument("--bundle", metavar="DIR", help="exported model; default: model_dir/best/inference")
-    predict.add_argument("--format", choices=("tsv", "jsonl"), default="tsv", help="form of an output line")
-    predict.add_argument("--strict", action="store_true", help="exit with 1 if a line could not be read")
-    predict.add_argument("--bf16", action="store_true", help="predict in bfloat16 (CPU)")
-    predict.add_argument("--dev_predictions", metavar="FILE", help="dev with predictions, JSONL")
-    return parser
-
-
-def _boolean(text: str) -> bool:
-    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    try:
-        return values[text.lower()]
-    except KeyError:
-        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}") from None
-
-
-@dataclasses.dataclass(frozen=True)
-class DataFiles:
-    """Where the sets of a task lie: a file, or a folder of parts, for each that is there."""
-
-    train: Path
-    dev: Path
-    test: Path | None
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> DataFiles:
-        """Finds them by `--train_set --dev_set --test_set`, else in `--data_dir`.
-
-        Raises:
-            ConfigError: train or dev is missing, or a file that was named, or there are two of one name
-                (`train/` and `train.tsv`); what was looked for is named.
-        """
-        train, dev = (_locate(name, args) for name in ("train", "dev"))
-        if train is None or dev is None:
-            name = "train" if train is None else "dev"
-            raise ConfigError(
-                f"No {name} data: name it with --{name}_set FILE, or put {name}/, {name}.tsv or "
-                f"{name}.tsv.gz into --data_dir (now {args.data_dir})."
-            )
-        return cls(train, dev, _locate("test", args))
-
-    def items(self) -> list[tuple[str, Path]]:
-        """Name and place of the sets that are there."""
-        return [(name, path) for name, path in dataclasses.asdict(self).items() if path is not None]
-
-
-def _locate(name: str, args: argparse.Namespace) -> Path | None:
-    flag = getattr(args, f"{name}_set")
-    if flag is not None:
-        if not Path(flag).exists():
-            raise ConfigError(f"--{name}_set {flag} does not exist.")
-        return Path(flag)
-    if args.data_dir is None:
-        return None
-    if not Path(args.data_dir).is_dir():
-        raise ConfigError(f"--data_dir {args.data_dir} is no folder.")
-    candidates = (Path(args.data_dir) / f"{name}{end}" for end in ("", ".tsv", ".tsv.gz"))
-    found = [path for path in candidates if path.exists()]
-    if len(found) > 1:
-        names = " and ".join(path.name for path in found)
-        raise ConfigError(f"{args.data_dir} holds {names}; remove all but one, or name it by --{name}_set.")
-    return found[0] if found else None
 
 
 def check_hparams(hparams: HParams, known: Collection[str]) -> None:
@@ -296,54 +214,109 @@ def with_max_steps(run_config: RunConfig, hparams: HParams, *, num_examples: int
     return dataclasses.replace(run_config, max_steps=steps)
 
 
-def predict_stdin(args: argparse.Namespace, run_config: RunConfig) -> int:
-    """Answers the lines of standard input by the exported model, one line for each, in order.
-
-    Returns:
-        The exit code: 1 with `--strict` if a line could not be read, else 0.
-    """
-    if sys.stdin is None:
-        raise ConfigError("Standard input is closed: there are no lines to answer.")
-    folder = Path(args.bundle or Path(run_config.model_dir) / "best" / "inference")
-    bundle = read_bundle(folder)
-    processor = bundle.processor()
-    from propeller.paddle import stream
-    from propeller.paddle.inference import Predictor
-    from propeller.paddle.runtime import set_device
-
-    predictor = Predictor(bundle, device=set_device(run_config.device), bf16=args.bf16)
-    # Not sys.stdin's own buffer: a thread that waits in it keeps its lock, and then Python aborts at exit.
-    lines = open(sys.stdin.fileno(), "rb", closefd=False)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # UTF-8 in, UTF-8 out, whatever the locale
-        sys.stdout.reconfigure(encoding="utf-8", newline="\n")
-    write = stream.format_jsonl if args.format == "jsonl" else stream.format_text(processor)
-    errors = stream.predict_lines(predictor, lines, sys.stdout, processor=processor, write=write)
-    if errors:
-        log.warning("%d lines could not be read", errors)
-    return 1 if errors and args.strict else 0
-
-
-def write_predictions(path: str, folder: Path, raws: Iterable[Mapping[str, Any]]) -> None:
-    """Writes raw examples with the exported model's answers, a JSON object a line.
+def prepared(name: str, path: Path, processor: TextProcessor, args: argparse.Namespace) -> Dataset:
+    """The prepared examples of a file, or of a folder of parts, through the cache.
 
     Raises:
-        DataError: the file cannot be written.
+        DataError: the data cannot be used; it names file and line.
     """
-    from propeller.paddle import stream
-    from propeller.paddle.inference import Predictor
-    from propeller.paddle.runtime import paddle
+    columns = column_names(args)
+    return prepare_files(
+        name,
+        source_files(name, data_dir=path),
+        functools.partial(processor.read, columns=columns),
+        read_key=atomic.to_json(columns),
+        prepare=processor.prepare,
+        prepare_key=processor.fingerprint,
+        cache_dir=args.cache_dir,
+    )
 
-    bundle = read_bundle(folder)
-    predictor = Predictor(bundle, device=paddle.get_device())  # where the training ran
-    lines: list[str] = []
-    examples = list(raws)
-    for raw, answer in zip(
-        examples, stream.answer_stream(predictor, bundle.processor(), examples), strict=True
-    ):
-        prediction = {"error": str(answer)} if isinstance(answer, PropellerError) else answer
-        lines.append(atomic.to_json({**raw, "prediction": prediction}) + "\n")
-    try:
-        atomic.write_text(Path(path), "".join(lines))
-    except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror}", path=path) from error
-    log.info("wrote %d predictions to %s", len(lines), path)
+
+def main(
+    parser: ArgumentParser,
+    train: Callable[[argparse.Namespace, RunConfig, HParams], None],
+    *,
+    known: Collection[str] = (),
+) -> int:
+    """Parses the flags of a fine-tuning script, and trains or predicts.
+
+    Args:
+        parser: see `arguments.argument_parser`.
+        train: trains, in this process or, with `--nproc`, in each of several.
+        known: hyper-parameters that the task reads, besides those of `Training`.
+
+    Returns:
+        The exit code.
+    """
+    args = parser.parse_args()
+    run_config, hparams = parse_runconfig(args), parse_hparam(args)
+    if not args.do_predict:
+        launch.apply_disconfig()
+    cli.setup_logging()
+    if args.do_predict:
+        return predict_stdin(args, run_config)
+    check_hparams(hparams, {*Training.keys(), *known})
+    Training.of(hparams)  # what cannot be used is refused before any data is read
+    run_config = with_precision(run_config, hparams)
+    if args.find_learning_rate and args.restart:
+        raise ConfigError("--find_learning_rate trains nothing, so there is nothing to --restart.")
+    code = launch.relaunch(args.nproc, run_config, restart=args.restart)
+    if code is None:
+        train(args, run_config, hparams)
+    return code or 0
+
+
+def fit(
+    model: type[TaskModel],
+    args: argparse.Namespace,
+    run_config: RunConfig,
+    hparams: HParams,
+    *,
+    config: ErnieConfig,
+    processor: TextProcessor,
+    sets: Mapping[str, Dataset],
+) -> Path | None:
+    """Fine-tunes, evaluates all sets but `train`, and exports the best model by its metric on dev.
+
+    With `--find_learning_rate` it tries rates instead, and prints a table.
+
+    Args:
+        model: the task's.
+        args, run_config, hparams: as `main` gives them.
+        config: the encoder's.
+        processor: the task's.
+        sets: prepared examples, unpadded, by set name.
+
+    Returns:
+        The bundle, in the process that wrote it; None in others, and where nothing was trained.
+    """
+    import propeller.paddle as propeller
+
+    size = step_batch_size(hparams, run_config, restart=args.restart)
+    run_config = with_max_steps(run_config, hparams, num_examples=len(sets["train"]), size=size)
+    learner = propeller.Learner(
+        functools.partial(model, config=config, processor=processor),
+        run_config,
+        hparams.join(config.to_dict(), {"step_batch_size": size}),  # resolved, for run.json
+        warm_start_setting(args.warm_start_from),
+    )
+    train_set = batched(sets["train"], hparams, processor, size=size, train=True)
+    strategy = step_strategy(Training.of(hparams))
+    if args.find_learning_rate:
+        print(learner.find_learning_rate(train_set, step_strategy=strategy).table())
+        return None
+    best = Path(run_config.model_dir) / "best"
+    learner.train(
+        train_set,
+        eval_datasets={
+            name: batched(dataset, hparams, processor, size=batch_size(hparams), train=False)
+            for name, dataset in sets.items()
+            if name != "train"
+        },
+        exporters=[
+            propeller.BestInferenceModelExporter(best, metric=processor.best_metric, processor=processor)
+        ],
+        step_strategy=strategy,
+        restart=args.restart,
+    )
+    return best / "inference" if learner.ranks.is_main else None

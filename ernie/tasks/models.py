@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from ernie.config import ErnieConfig
 from ernie.modeling import ClassificationHead, ErnieModel
 from ernie.tasks.classification import ClassificationProcessor
+from ernie.tasks.processor import TextProcessor
 from ernie.tasks.training import Training, layer_rates
 from propeller.bundle import ArraySpec
 from propeller.errors import ConfigError
@@ -31,18 +32,74 @@ def encoder_inputs(config: ErnieConfig) -> tuple[ArraySpec, ...]:
     )
 
 
-class ClassificationModel(Model):
-    """ERNIE with a linear layer over the pooled output; cross entropy, or squared error for one label.
+class TaskModel(Model):
+    """ERNIE under a head: what the models of all tasks share.
+
+    A task's model sets `head`, under which all its own parameters are, and defines `forward` and `loss`.
 
     Args:
         hparams: see `Training`; they are checked when the model is made.
         mode, run_config: see `Model`.
         config: the encoder.
-        processor: gives the number of labels and the metrics.
+        processor: gives the labels' names, the metrics, and what must stay as it is in a resume.
 
     Raises:
         ConfigError: a hyper-parameter that cannot be used.
     """
+
+    takes_r_drop: ClassVar[bool] = False
+    """Whether `forward` runs a training batch twice where R-Drop is asked for."""
+
+    def __init__(
+        self,
+        hparams: HParams,
+        mode: RunMode,
+        run_config: RunConfig,
+        *,
+        config: ErnieConfig,
+        processor: TextProcessor,
+    ):
+        super().__init__(hparams, mode, run_config)
+        self.training_settings = training = Training.of(hparams)
+        if training.r_drop and not self.takes_r_drop:
+            raise ConfigError(f"r_drop is {training.r_drop}, but the task {processor.name!r} has no R-Drop.")
+        if training.r_drop and not (config.hidden_dropout_prob or config.attention_probs_dropout_prob):
+            raise ConfigError(
+                f"r_drop is {training.r_drop}, but there is no dropout, so that both passes would be "
+                "the same. Set hidden_dropout_prob or attention_probs_dropout_prob above 0, or r_drop to 0."
+            )
+        self.inputs = encoder_inputs(config)
+        self.axis_limits = {"seq_len": config.max_position_embeddings}
+        self.label_names = processor.label_names
+        settings = {key: value for key, value in config.to_dict().items() if key not in _PASSING}
+        self.identity = {**settings, **processor.identity}
+        self.processor = processor
+        self.encoder = ErnieModel(config)
+        self.encoder.recompute = training.recompute
+
+    def optimizer(self) -> paddle.optimizer.Optimizer:
+        training = self.training_settings
+        optimization.freeze(self, training.freeze)
+        return optimization.adamw(
+            self,
+            learning_rate=training.learning_rate,
+            max_steps=self.run_config.max_steps,
+            warmup_proportion=training.warmup_proportion,
+            schedule=training.lr_schedule,
+            weight_decay=training.weight_decay,
+            max_grad_norm=training.max_grad_norm,
+            learning_rate_scale=layer_rates(training.layer_decay, self.encoder.config.num_hidden_layers),
+        )
+
+    def metrics(self) -> dict[str, Metric]:
+        return self.processor.metrics()
+
+
+class ClassificationModel(TaskModel):
+    """ERNIE with a linear layer over the pooled output; cross entropy, or squared error for one label."""
+
+    takes_r_drop = True
+    processor: ClassificationProcessor
 
     def __init__(
         self,
@@ -53,34 +110,13 @@ class ClassificationModel(Model):
         config: ErnieConfig,
         processor: ClassificationProcessor,
     ):
-        super().__init__(hparams, mode, run_config)
-        self._training = Training.of(hparams)
-        if self._training.r_drop and not (config.hidden_dropout_prob or config.attention_probs_dropout_prob):
-            raise ConfigError(
-                f"r_drop is {self._training.r_drop}, but there is no dropout, so that both passes would be "
-                "the same. Set hidden_dropout_prob or attention_probs_dropout_prob above 0, or r_drop to 0."
-            )
-        self.inputs = encoder_inputs(config)
-        self.axis_limits = {"seq_len": config.max_position_embeddings}
-        # Spelt out rather than as the processor's fingerprint: what differs can be named, and a newer
-        # tokenizer library does not end a run.
-        self.identity = {
-            **{key: value for key, value in config.to_dict().items() if key not in _PASSING},
-            "tokenizer": processor.tokenizer.fingerprint,
-            "labels": processor.labels,
-            "max_seqlen": processor.max_seqlen,
-            "pair": processor.pair,
-        }
-        self.encoder = ErnieModel(config)
-        self.encoder.recompute = self._training.recompute
+        super().__init__(hparams, mode, run_config, config=config, processor=processor)
         self.head = ClassificationHead(config, processor.num_outputs)
-        self._processor = processor
-        optimization.freeze(self, self._training.freeze)
 
     def forward(self, features: Tensors) -> Tensors:
         """Returns `logits`, float32 `[batch, labels]`, and in training with R-Drop `second_logits`."""
         input_ids, token_type_ids = features["input_ids"], features["token_type_ids"]
-        if self.mode is not RunMode.TRAIN or not self._training.r_drop:
+        if self.mode is not RunMode.TRAIN or not self.training_settings.r_drop:
             return {"logits": self._logits(input_ids, token_type_ids)}
         # Both passes as one batch of twice the rows: dropout differs from row to row.
         twice = (paddle.concat([ids, ids]) for ids in (input_ids, token_type_ids))
@@ -102,28 +138,12 @@ class ClassificationModel(Model):
         total = self._example_losses(logits, labels)
         if "second_logits" in predictions:
             second = predictions["second_logits"]
-            apart = losses.r_drop(logits, second, regression=self._processor.labels is None)
-            total = (total + self._example_losses(second, labels) + self._training.r_drop * apart) / 2
+            apart = losses.r_drop(logits, second, regression=self.processor.labels is None)
+            total = (total + self._example_losses(second, labels) + self.training_settings.r_drop * apart) / 2
         return total, len(labels)
 
     def _example_losses(self, logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
         """Their sum."""
-        if self._processor.labels is None:
+        if self.processor.labels is None:
             return F.mse_loss(logits.squeeze(-1), labels, reduction="sum")
         return F.cross_entropy(logits, labels, reduction="sum")
-
-    def optimizer(self) -> paddle.optimizer.Optimizer:
-        training = self._training
-        return optimization.adamw(
-            self,
-            learning_rate=training.learning_rate,
-            max_steps=self.run_config.max_steps,
-            warmup_proportion=training.warmup_proportion,
-            schedule=training.lr_schedule,
-            weight_decay=training.weight_decay,
-            max_grad_norm=training.max_grad_norm,
-            learning_rate_scale=layer_rates(training.layer_decay, self.encoder.config.num_hidden_layers),
-        )
-
-    def metrics(self) -> dict[str, Metric]:
-        return self._processor.metrics()

@@ -8,6 +8,7 @@ from propeller.lazy import attach
 
 if TYPE_CHECKING:
     from propeller.data.batching import pad_batch as pad_batch
+    from propeller.data.cache import prepare_files as prepare_files
     from propeller.data.columns import Column as Column
     from propeller.data.columns import LabelColumn as LabelColumn
     from propeller.data.columns import RawColumn as RawColumn
@@ -25,6 +26,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "propeller.data.batching": ["pad_batch"],
+        "propeller.data.cache": ["prepare_files"],
         "propeller.data.columns": ["Column", "LabelColumn", "RawColumn", "TextColumn", "TextIDColumn"],
         "propeller.data.dataset": ["Dataset"],
         "propeller.data.feature_column": ["FeatureColumns", "Layout"],

@@ -1,4 +1,4 @@
-"""The cache behind `FeatureColumns.build_dataset`: which files are read, and the records made of them."""
+"""Files read through a cache: which files are read, and the records made of their rows."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from propeller import atomic
+from propeller.data.dataset import Dataset
 from propeller.data.node import Context, Node, Origin, Position, fail
 from propeller.data.record import FORMAT_VERSION, RecordFile, RecordWriter
-from propeller.data.sources import PathLike
+from propeller.data.sources import PathLike, RecordSource
 from propeller.errors import ConfigError, DataError
 from propeller.version import __version__
 
@@ -109,6 +110,41 @@ def _parts(folder: Path) -> list[Path]:
     if not parts:
         raise DataError("the folder holds no file; expected one or several parts of a data set", path=folder)
     return parts
+
+
+def prepare_files(
+    name: str,
+    files: Sequence[PathLike],
+    read: Callable[[Path], Dataset],
+    *,
+    read_key: str | None,
+    prepare: Prepare | None = None,
+    prepare_key: str | None = None,
+    cache_dir: PathLike | None = None,
+) -> Dataset:
+    """Reads files through a cache of binary records, with random access.
+
+    The cache is built at the first call, once for all processes that ask for it, and again when the contents
+    of the files, `read_key`, `prepare_key` or the release of this package change.
+
+    Args:
+        name: what is read, `train` for example.
+        files: at least one.
+        read: gives the rows of a file, dicts of name to value.
+        read_key: stands for what `read` does and its settings. Without one, what it made is not used again:
+            the cache is a temporary file of this dataset.
+        prepare: a function of a list of rows, such as a tokenizer, which the cache holds the results of. It
+            gets up to 512 at a time, and may make fewer of them, or more.
+        prepare_key: as `read_key`, for `prepare`.
+        cache_dir: where the cache lies; None: `$XDG_CACHE_HOME/propeller` or `~/.cache/propeller`. If it
+            cannot be written, a temporary folder takes its place and a warning is logged.
+
+    Raises:
+        DataError: a file cannot be read, there is no row, a row is malformed, or `prepare` failed.
+    """
+    sources = [(Path(path), read(Path(path))._node) for path in files]
+    build = Build(name, sources, read_key, prepare, prepare_key)
+    return Dataset(RecordSource(cached_records(build, None if cache_dir is None else Path(cache_dir))))
 
 
 def cached_records(build: Build, cache_dir: Path | None) -> RecordFile:

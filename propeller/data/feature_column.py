@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from propeller.data.cache import Build, cached_records, source_files
+from propeller.data.cache import prepare_files, source_files
 from propeller.data.columns import Column, LabelColumn, RawColumn, TextColumn, TextIDColumn
 from propeller.data.dataset import Dataset
 from propeller.data.node import Context, Entries, Node, Origin, Position, Transform, fail
-from propeller.data.sources import FileSource, PathLike, RecordSource, first_line
+from propeller.data.sources import FileSource, PathLike, first_line
 from propeller.errors import ConfigError, DataError, did_you_mean
 
 __all__ = ["Column", "FeatureColumns", "LabelColumn", "Layout", "RawColumn", "TextColumn", "TextIDColumn"]
@@ -176,14 +177,15 @@ class FeatureColumns:
         paths = source_files(name, data_dir, files)
         if self._file_columns is None:
             self._check_headers(paths, use_gz)
-        build = Build(
-            name=name,
-            sources=[(path, self._rows(path, use_gz)) for path in paths],
-            signature=self._signature(),
+        dataset = prepare_files(
+            name,
+            paths,
+            functools.partial(self.read, gz=use_gz),
+            read_key=self._signature(),
             prepare=prepare,
             prepare_key=prepare_key,
+            cache_dir=cache_dir,
         )
-        dataset = Dataset(RecordSource(cached_records(build, None if cache_dir is None else Path(cache_dir))))
         if shuffle:
             dataset = dataset.shuffle(seed=seed)
         return dataset.repeat() if repeat else dataset

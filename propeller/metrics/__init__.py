@@ -7,7 +7,7 @@ rows is `nan` (`[]` for the confusion matrix); nothing here warns.
 
 from __future__ import annotations
 
-from propeller.metrics.base import Metric
+from propeller.metrics.base import Metric, compute_all
 from propeller.metrics.counts import F1, MCC, Acc, ClassCounts, ConfusionMatrix, MacroF1, Precision, Recall
 from propeller.metrics.moments import Mean, Pearson
 from propeller.metrics.ranks import AUC, Spearman
@@ -26,4 +26,5 @@ __all__ = [
     "Precision",
     "Recall",
     "Spearman",
+    "compute_all",
 ]

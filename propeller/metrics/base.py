@@ -21,10 +21,7 @@ class Metric(abc.ABC):
     """A value computed over a whole data set, fed batch by batch.
 
     Updating in pieces, updating at once, and merging the states of shards give the same value.
-
-    Attributes:
     """
-
 
     @abc.abstractmethod
     def reset(self) -> None:
@@ -46,8 +43,11 @@ class Metric(abc.ABC):
         """
 
     @abc.abstractmethod
-    def compute(self) -> float | list[list[int]]:
-        """The value over all rows so far; `nan` where it is undefined. May be called at any time."""
+    def compute(self) -> float | list[list[int]] | Mapping[str, float]:
+        """The value over all rows so far; `nan` where it is undefined. May be called at any time.
+
+        Values by name stand in the result of an evaluation under these names, not the metric's own.
+        """
 
     @abc.abstractmethod
     def state(self) -> dict[str, Array]:
@@ -60,6 +60,22 @@ class Metric(abc.ABC):
         Raises:
             DataError: the state comes from another kind of metric.
         """
+
+
+def compute_all(metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    """The values of metrics by name; one that has several gives each under a name of its own.
+
+    Raises:
+        ConfigError: a value is called `loss` or `n`, which every result has, or two have one name.
+    """
+    computed: dict[str, Any] = {}
+    for name, metric in metrics.items():
+        value = metric.compute()
+        for key, one in value.items() if isinstance(value, Mapping) else [(name, value)]:
+            if key in computed or key in ("loss", "n"):
+                raise ConfigError(f"A metric cannot be called {key!r}: every evaluation has that already.")
+            computed[key] = one.tolist() if isinstance(one, np.ndarray | np.generic) else one
+    return computed
 
 
 def read_output(predictions: Mapping[str, Array], key: str) -> Array:

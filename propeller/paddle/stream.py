@@ -1,7 +1,7 @@
 """Answers a stream of inputs in order, batched by length, in bounded memory.
 
-lines -> reader thread -> chunk of what is there -> parse -> prepare -> sort by length -> pad
-      -> predict -> finish -> put back in order -> write, flush
+lines -> reader thread -> chunk of what is there -> parse -> windows -> sort by length -> pad
+      -> predict -> finish -> join the windows of each -> put back in order -> write, flush
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, TextIO
 
 import numpy as np
@@ -18,48 +18,89 @@ from propeller import atomic
 from propeller.data import pad_batch
 from propeller.errors import DataError, PropellerError
 from propeller.paddle.inference import Predictor
-from propeller.processor import Answer, Processor, Raw, prepare_each
+from propeller.processor import Answer, Processor, Raw, windows_each
 
 CHUNK_ROWS = 2048
 BATCH_ROWS = 32
 
+# Examples prepared at a time: how many windows they make is known only afterwards.
+_PREPARE_RAWS = 256
 _BLOCK_BYTES = 1 << 16
 _READ_AHEAD_BLOCKS = 16
 # How long a chunk that is not full waits for more: the reader gets its turn, nobody who types notices.
 _PAUSE_S = 0.005
 
+# What is read, what it is answered by, and how both become a line of output.
+Given = Raw | PropellerError
+Result = Answer | PropellerError
+Write = Callable[[Given, Result], str]
 
-def answer_all(
-    predictor: Predictor, processor: Processor, raws: Sequence[Raw | PropellerError]
-) -> list[Answer | PropellerError]:
+_Examples = list[dict[str, Any]]
+
+
+def answer_all(predictor: Predictor, processor: Processor, raws: Sequence[Given]) -> list[Result]:
     """Answers a chunk of raw examples, one answer or error for each, in order.
+
+    Windows of all of them are sorted by length and run together; no more than about `CHUNK_ROWS` are held.
 
     Args:
         predictor: the model.
         processor: its task.
         raws: examples; an error stays where it is.
     """
-    answers: list[Answer | PropellerError] = [raw for raw in raws]  # type: ignore[misc]
-    good = [place for place, raw in enumerate(raws) if not isinstance(raw, PropellerError)]
-    examples: list[tuple[int, dict[str, Any]]] = []
-    for place, prepared in zip(good, prepare_each(processor, [raws[i] for i in good]), strict=True):  # type: ignore[misc]
-        if isinstance(prepared, PropellerError):
-            answers[place] = prepared
-        else:
-            examples.append((place, prepared))
-    first = predictor.bundle.inputs[0].name
-    examples.sort(key=lambda item: len(item[1][first]))
-    for start in range(0, len(examples), BATCH_ROWS):
-        members = examples[start : start + BATCH_ROWS]
-        batch_answers = _answer_batch(predictor, processor, [example for _, example in members])
-        for (place, _), answer in zip(members, batch_answers, strict=True):
-            answers[place] = answer
+    answers: list[Result] = [raw for raw in raws]  # type: ignore[misc]
+    good = [(place, raw) for place, raw in enumerate(raws) if not isinstance(raw, PropellerError)]
+    held: dict[int, _Examples] = {}
+    for start in range(0, len(good), _PREPARE_RAWS):
+        part = good[start : start + _PREPARE_RAWS]
+        prepared = windows_each(processor, [raw for _, raw in part])
+        for (place, _), windows in zip(part, prepared, strict=True):
+            if isinstance(windows, PropellerError):
+                answers[place] = windows
+            else:
+                held[place] = windows
+        is_last = start + _PREPARE_RAWS >= len(good)
+        if is_last or sum(map(len, held.values())) >= CHUNK_ROWS:
+            for place, parts in _parts(predictor, processor, held).items():
+                answers[place] = _joined(processor, raws[place], held[place], parts)  # type: ignore[arg-type]
+            held.clear()
     return answers
 
 
-def _answer_batch(
-    predictor: Predictor, processor: Processor, examples: list[dict[str, Any]]
-) -> list[Answer | PropellerError]:
+def _parts(
+    predictor: Predictor, processor: Processor, held: Mapping[int, _Examples]
+) -> dict[int, list[Result]]:
+    """What the model and `finish` make of windows, by their example."""
+    first = predictor.bundle.inputs[0].name
+    rows = [(place, number) for place, windows in held.items() for number in range(len(windows))]
+    rows.sort(key=lambda row: len(held[row[0]][row[1]][first]))
+    parts: dict[int, list[Result]] = {place: [{}] * len(windows) for place, windows in held.items()}
+    for start in range(0, len(rows), BATCH_ROWS):
+        members = rows[start : start + BATCH_ROWS]
+        batch = [held[place][number] for place, number in members]
+        for (place, number), part in zip(members, _answer_batch(predictor, processor, batch), strict=True):
+            parts[place][number] = part
+    return parts
+
+
+def _joined(processor: Processor, raw: Raw, windows: _Examples, parts: Sequence[Result]) -> Result:
+    """The answer of one example; the first error where a window has one."""
+    for part in parts:
+        if isinstance(part, PropellerError):
+            return part
+    try:
+        return processor.join(raw, windows, parts)  # type: ignore[arg-type]  # there is no error in it
+    except Exception as error:  # anybody's code, on one odd example: the others are answered
+        return DataError(f"The answer could not be made: {_shown(error)}.")
+
+
+def _shown(error: Exception) -> str:
+    """An error on one line, with its kind where it is not one of the project's."""
+    text = str(error) if isinstance(error, PropellerError) else repr(error)
+    return " ".join(text.split())[:300]
+
+
+def _answer_batch(predictor: Predictor, processor: Processor, examples: _Examples) -> list[Result]:
     """Answers one batch; if that fails each example is tried alone, so that a bad one harms no neighbour."""
     try:
         outputs = predictor.predict(_padded(predictor, examples))
@@ -70,7 +111,7 @@ def _answer_batch(
         return [answer for one in examples for answer in _answer_batch(predictor, processor, [one])]
 
 
-def _padded(predictor: Predictor, examples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+def _padded(predictor: Predictor, examples: _Examples) -> dict[str, np.ndarray]:
     """Pads to the longest row and no further: padding takes more time than preparing a new shape."""
     specs = predictor.bundle.inputs
     return pad_batch(
@@ -79,7 +120,7 @@ def _padded(predictor: Predictor, examples: list[dict[str, Any]]) -> dict[str, n
     )
 
 
-def read_lines(source: BinaryIO, processor: Processor) -> Iterator[list[Raw | PropellerError]]:
+def read_lines(source: BinaryIO, processor: Processor) -> Iterator[list[Given]]:
     """Parses lines as they come, in chunks of what is there, `CHUNK_ROWS` at most.
 
     A thread reads ahead, so that a chunk is complete when the reader has to wait: somebody who types
@@ -128,7 +169,7 @@ def _read_blocks(source: BinaryIO, blocks: queue.Queue[list[bytes] | DataError |
         blocks.put(DataError(f"The input cannot be read any further: {error}."))
 
 
-def _parsed(processor: Processor, line: bytes, number: int) -> Raw | PropellerError:
+def _parsed(processor: Processor, line: bytes, number: int) -> Given:
     try:
         return processor.parse(line.removesuffix(b"\r").decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -137,18 +178,18 @@ def _parsed(processor: Processor, line: bytes, number: int) -> Raw | PropellerEr
         return error
 
 
-def format_text(processor: Processor) -> Callable[[Answer | PropellerError], str]:
+def format_text(processor: Processor) -> Write:
     """Plain text: the processor's own form, `#error<TAB>reason` for an error."""
 
-    def write(answer: Answer | PropellerError) -> str:
-        if isinstance(answer, PropellerError):
+    def write(raw: Given, answer: Result) -> str:
+        if isinstance(raw, PropellerError) or isinstance(answer, PropellerError):
             return "#error\t" + " ".join(str(answer).split())
-        return processor.format(answer)
+        return processor.format(raw, answer)
 
     return write
 
 
-def format_jsonl(answer: Answer | PropellerError) -> str:
+def format_jsonl(raw: Given, answer: Result) -> str:
     """One JSON object a line, `{"error": ...}` for an error."""
     return atomic.to_json({"error": str(answer)} if isinstance(answer, PropellerError) else answer)
 
@@ -159,7 +200,7 @@ def predict_lines(
     target: TextIO,
     *,
     processor: Processor,
-    write: Callable[[Answer | PropellerError], str],
+    write: Write,
 ) -> int:
     """Writes one line for each line read, in order, flushed chunk by chunk.
 
@@ -170,14 +211,14 @@ def predict_lines(
     for raws in read_lines(source, processor):
         answers = answer_all(predictor, processor, raws)
         errors += sum(isinstance(answer, PropellerError) for answer in answers)
-        target.write("".join(write(answer) + "\n" for answer in answers))
+        target.write("".join(write(*item) + "\n" for item in zip(raws, answers, strict=True)))
         target.flush()
     return errors
 
 
 def answer_stream(
-    predictor: Predictor, processor: Processor, raws: Iterable[Raw]
-) -> Iterator[Answer | PropellerError]:
+    predictor: Predictor, processor: Processor, raws: Iterable[Given]
+) -> Iterator[Result]:
     """Answers any number of raw examples, in order, chunk by chunk."""
     iterator = iter(raws)
     while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):

@@ -49,7 +49,7 @@ class Labels(Processor):
     def parse(self, line):
         return {"text": line}
 
-    def format(self, answer):
+    def format(self, raw, answer):
         return answer["label"]
 
     def metrics(self):

@@ -8,7 +8,7 @@ import pytest
 
 from propeller import processor
 from propeller.errors import DataError, ExportError, PropellerError
-from propeller.processor import Processor, find_processor, prepare_each, register_processor
+from propeller.processor import Processor, find_processor, register_processor, windows_each
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def make(name):
         def parse(self, line):
             return {"x": int(line)}
 
-        def format(self, answer):
+        def format(self, raw, answer):
             return str(answer["x"])
 
         def metrics(self):
@@ -93,22 +93,22 @@ def test_unknown_name_says_what_there_is():
 
 def test_one_bad_example_harms_no_neighbour():
     cls = make("doubling")
-    results = prepare_each(cls(), [{"x": 2}, {"x": 3}, {"x": 4}])
-    assert results[0] == {"x": 4} and results[2] == {"x": 8}
+    results = windows_each(cls(), [{"x": 2}, {"x": 3}, {"x": 4}])
+    assert results[0] == [{"x": 4}] and results[2] == [{"x": 8}]
     assert isinstance(results[1], DataError) and str(results[1]) == "odd: [3]"
 
 
 def test_good_examples_are_prepared_in_one_call():
     cls = make("doubling")
-    assert prepare_each(cls(), [{"x": 2}, {"x": 4}]) == [{"x": 4}, {"x": 8}]
+    assert windows_each(cls(), [{"x": 2}, {"x": 4}]) == [[{"x": 4}], [{"x": 8}]]
     assert cls.calls == 1
-    assert prepare_each(cls(), []) == []
+    assert windows_each(cls(), []) == []
 
 
 def test_a_programming_error_is_not_an_answer():
     for raws in ([{"y": 1}], [{"x": 3}, {"y": 1}]):
         with pytest.raises(KeyError):
-            prepare_each(make("doubling")(), raws)
+            windows_each(make("doubling")(), raws)
 
 
 def test_a_processor_must_be_complete():

@@ -9,11 +9,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from propeller.data import Dataset
-from propeller.errors import ConfigError, DataError
-from propeller.metrics import Metric
+from propeller.errors import DataError
+from propeller.metrics import Metric, compute_all
 from propeller.paddle.distributed import Ranks
 from propeller.paddle.runtime import paddle
 from propeller.paddle.train.model import Batch, Model, label_columns, run_loss, to_numpy
@@ -77,12 +75,10 @@ def evaluate(
 
     Raises:
         DataError: the set is empty, or has no labels.
-        ConfigError: a metric is called `loss` or `n`, which the result has already.
+        ConfigError: see `compute_all`.
         CutShort: `stop` said so, on any rank.
     """
     metrics = model.metrics()
-    if taken := {"loss", "n"} & metrics.keys():
-        raise ConfigError(f"A metric cannot be called {min(taken)!r}: every evaluation has that already.")
     total, weight, count = 0.0, 0.0, 0
     before, model.mode = model.mode, RunMode.EVAL
     cut_short = False
@@ -111,8 +107,7 @@ def evaluate(
         raise DataError("The loss of the evaluation data has the weight 0: nothing in it counts.")
     for metric in metrics.values():
         _merge(metric, ranks)
-    computed = {name: _plain(metric.compute()) for name, metric in metrics.items()}
-    return {"loss": float(total / weight), **computed, "n": int(examples)}
+    return {"loss": float(total / weight), **compute_all(metrics), "n": int(examples)}
 
 
 def _merge(metric: Metric, ranks: Ranks) -> None:
@@ -122,8 +117,3 @@ def _merge(metric: Metric, ranks: Ranks) -> None:
         metric.reset()
         for state in states:
             metric.merge(state)
-
-
-def _plain(value: Any) -> Any:
-    """Python's own numbers and lists for numpy's, which JSON cannot hold."""
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

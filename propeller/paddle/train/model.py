@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class Model(paddle.nn.Layer, abc.ABC):
 
     inputs: tuple[ArraySpec, ...] | None = None
     axis_limits: Mapping[str, int] = {}
-    label_names: ClassVar[tuple[str, ...]] = ("label",)
+    label_names: tuple[str, ...] = ("label",)
     identity: Mapping[str, Any] = {}
 
     def __init__(self, hparams: HParams, mode: RunMode, run_config: RunConfig):

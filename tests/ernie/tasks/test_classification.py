@@ -99,12 +99,12 @@ class TestFinish:
         assert processor.num_outputs == 1
         answers = processor.finish({"logits": np.array([[1.5], [-2.25]], np.float32)})
         assert answers == [{"value": 1.5}, {"value": -2.25}]
-        assert [processor.format(answer) for answer in answers] == ["1.5", "-2.25"]
+        assert [processor.format({}, answer) for answer in answers] == ["1.5", "-2.25"]
 
     def test_format(self, make):
         processor = make()
         (answer,) = processor.finish({"logits": np.array([[0.0, np.log(3)]])})
-        assert processor.format(answer) == "0.25\t0.75"
+        assert processor.format({}, answer) == "0.25\t0.75"
 
 
 class TestParse:

@@ -11,7 +11,7 @@ from ernie.tasks.embedding import EmbeddingProcessor
 from ernie.tasks.pooling import EmbeddingSettings
 from ernie.tokenizing import load_tokenizer
 from propeller.errors import DataError
-from propeller.processor import find_processor, prepare_each
+from propeller.processor import find_processor, windows_each
 
 SETTINGS = EmbeddingSettings(
     encode_layer="layer2",
@@ -101,7 +101,7 @@ def test_odd_texts(processor, text, expected):
 def test_bad_examples(processor, raw, message):
     with pytest.raises(DataError, match=message):
         processor.prepare([raw])
-    good, bad = prepare_each(processor, [{"text_a": "cat"}, raw])
+    (good,), bad = windows_each(processor, [{"text_a": "cat"}, raw])
     assert good["num_tokens"] == 3
     assert isinstance(bad, DataError)
 
@@ -111,7 +111,7 @@ def test_answers(processor):
     answers = processor.finish({"embeddings": rows})
     assert [list(answer) for answer in answers] == [["embedding"]] * 2
     assert np.array([answer["embedding"] for answer in answers], np.float32).tolist() == rows.tolist()
-    line = processor.format(answers[0])
+    line = processor.format({}, answers[0])
     assert line.startswith("0.5 -1 0.33333")
     assert np.array(line.split(), np.float32).tolist() == rows[0].tolist()
 
@@ -121,7 +121,7 @@ def test_answers_of_each_token(processor):
     answers = processor.finish({"embeddings": rows, "lengths": np.array([2, 3])})
     assert answers[0]["embedding"] == [[0, 1], [2, 3]]
     assert answers[1]["embedding"] == [[6, 7], [8, 9], [10, 11]]
-    assert processor.format(answers[0]) == "0 1\t2 3"
+    assert processor.format({}, answers[0]) == "0 1\t2 3"
 
 
 def test_lines(processor):

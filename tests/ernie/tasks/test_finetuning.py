@@ -14,10 +14,9 @@ import pytest
 
 from ernie.config import ErnieConfig
 from ernie.pretrained import load_pretrained_state, save_pretrained_state
+from ernie.tasks.arguments import DataFiles, argument_parser
 from ernie.tasks.classification import ClassificationProcessor
 from ernie.tasks.finetuning import (
-    DataFiles,
-    argument_parser,
     batch_size,
     batched,
     check_hparams,

@@ -251,7 +251,7 @@ def test_frozen_parameters_stay_through_a_warm_start_and_training(make):
 )
 def test_patterns_that_freeze_nothing_or_all(make, pattern, message):
     with pytest.raises(ConfigError, match=message):
-        make(freeze=pattern)
+        make(freeze=pattern)[0].optimizer()
 
 
 def test_identity(make):

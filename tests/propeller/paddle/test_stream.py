@@ -46,7 +46,7 @@ class Numbers(Processor):
             raise DataError(f"expected numbers,\tfound\n{line}")
         return {"ids": [int(cell) for cell in cells]}
 
-    def format(self, answer):
+    def format(self, raw, answer):
         return " ".join(f"{value:.6g}" for value in answer["logits"])
 
     def metrics(self) -> dict[str, Metric]:
