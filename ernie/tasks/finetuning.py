@@ -254,7 +254,13 @@ def main(
         launch.apply_disconfig()
     cli.setup_logging()
     if args.do_predict:
-        return predict_stdin(args, run_config)
+        return predict_stdin(
+            args.bundle or Path(run_config.model_dir) / "best" / "inference",
+            device=run_config.device,
+            bf16=args.bf16,
+            form=args.format,
+            strict=args.strict,
+        )
     check_hparams(hparams, {*Training.keys(), *known})
     Training.of(hparams)  # what cannot be used is refused before any data is read
     run_config = with_precision(run_config, hparams)

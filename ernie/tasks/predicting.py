@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import logging
 import sys
@@ -13,36 +12,48 @@ from typing import Any
 from propeller import atomic
 from propeller.bundle import read_bundle
 from propeller.errors import ConfigError, DataError, PropellerError
-from propeller.types import RunConfig
 
 log = logging.getLogger("ernie")
 
 
-def predict_stdin(args: argparse.Namespace, run_config: RunConfig) -> int:
-    """Answers the lines of standard input by the exported model, one line for each, in order.
+def predict_stdin(
+    folder: str | Path,
+    *,
+    device: str | None = None,
+    bf16: bool = False,
+    form: str = "tsv",
+    strict: bool = False,
+) -> int:
+    """Answers the lines of standard input by an exported model, one line for each, in order.
+
+    Args:
+        folder: the bundle.
+        device: any that Paddle knows; None takes a GPU where there is one.
+        bf16: compute in bfloat16 (CPU).
+        form: `tsv`, the processor's own form, or `jsonl`.
+        strict: whether a line that cannot be read makes the exit code 1.
 
     Returns:
-        The exit code: 1 with `--strict` if a line could not be read, else 0.
+        The exit code.
     """
     if sys.stdin is None:
         raise ConfigError("Standard input is closed: there are no lines to answer.")
-    folder = Path(args.bundle or Path(run_config.model_dir) / "best" / "inference")
     bundle = read_bundle(folder)
     processor = bundle.processor()
     from propeller.paddle import stream
     from propeller.paddle.inference import Predictor
     from propeller.paddle.runtime import set_device
 
-    predictor = Predictor(bundle, device=set_device(run_config.device), bf16=args.bf16)
+    predictor = Predictor(bundle, device=set_device(device), bf16=bf16)
     # Not sys.stdin's own buffer: a thread that waits in it keeps its lock, and then Python aborts at exit.
     lines = open(sys.stdin.fileno(), "rb", closefd=False)
     if isinstance(sys.stdout, io.TextIOWrapper):  # UTF-8 in, UTF-8 out, whatever the locale
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")
-    write = stream.format_jsonl if args.format == "jsonl" else stream.format_text(processor)
+    write = stream.format_jsonl if form == "jsonl" else stream.format_text(processor)
     errors = stream.predict_lines(predictor, lines, sys.stdout, processor=processor, write=write)
     if errors:
         log.warning("%d lines could not be read", errors)
-    return 1 if errors and args.strict else 0
+    return 1 if errors and strict else 0
 
 
 def write_predictions(path: str, folder: Path, raws: Iterable[Mapping[str, Any]]) -> None:

@@ -1,0 +1,37 @@
+"""Evaluates an exported model on a labelled file, by the metrics of its training.
+
+    ernie evaluate output/best/inference --data dev.tsv
+
+Writes one JSON object to standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ernie.commands.predict import add_device_arguments
+from ernie.tasks.arguments import column_names
+from ernie.tasks.evaluating import evaluate_bundle
+from propeller import atomic
+from propeller.bundle import read_bundle
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of this command."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="exported model, such as output/best/inference")
+    parser.add_argument("--data", metavar="FILE", required=True, help="labelled file, or folder of parts")
+    parser.add_argument("--columns", help="a file's columns in order, as text_a,text_b,label; _ skips one")
+    add_device_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code."""
+    bundle = read_bundle(args.bundle)
+    processor = bundle.processor()
+    from propeller.paddle.inference import Predictor
+    from propeller.paddle.runtime import set_device
+
+    predictor = Predictor(bundle, device=set_device(args.device), bf16=args.bf16)
+    print(atomic.to_json(evaluate_bundle(predictor, processor, Path(args.data), columns=column_names(args))))
+    return 0

@@ -1,0 +1,146 @@
+"""`ernie tune`: all combinations, several seeds, a table; stopped and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+# Stands for a training script: what it "reaches" follows from its settings, and it can fail or wait.
+TRAINER = """
+import json, os, pathlib, sys, time
+flags = sys.argv[sys.argv.index("--run_config"):]
+run_config, hparams = json.loads(flags[1]), json.loads(flags[3])
+folder = pathlib.Path(run_config["model_dir"])
+with open(os.environ["RUNS"], "a") as runs:
+    runs.write(json.dumps({"seed": run_config["seed"], **hparams}) + chr(10))
+if os.environ.get("FAIL_AT") == str(run_config["seed"]):
+    sys.exit("error: no memory left")
+while os.environ.get("WAIT"):
+    time.sleep(0.05)
+acc = 0.5 + 1000 * hparams["learning_rate"] + 0.01 * run_config["seed"]
+version = folder / "best" / ".inference" / "step_1"
+version.mkdir(parents=True)
+(folder / "checkpoints").mkdir()
+(folder / "best" / "inference").symlink_to(".inference/step_1")
+results = {"dev": {"loss": -acc, "acc": acc, "f1": "NaN", "n": 2}}
+(version / "best.json").write_text(json.dumps({"step": 1, "results": results}))
+"""
+
+
+@pytest.fixture
+def tune(tmp_path):
+    """`tune(*flags, **environment)` runs the command and returns the finished process."""
+    trainer = tmp_path / "trainer.py"
+    trainer.write_text(TRAINER)
+
+    def start(*flags, **environment):
+        words = ["-m", "ernie.commands.main", "tune", "--output_dir", str(tmp_path / "out"), *flags]
+        command = [sys.executable, *words, "--", sys.executable, str(trainer), "--data_dir", "data"]
+        environment = {**os.environ, "RUNS": str(tmp_path / "runs"), **environment}
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def finish(*flags, **environment):
+        process = start(*flags, **environment)
+        out, err = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(flags, process.returncode, out, err)
+
+    finish.start = start
+    return finish
+
+
+def runs(tmp_path: Path) -> list[dict]:
+    return [json.loads(line) for line in (tmp_path / "runs").read_text().splitlines()]
+
+
+def test_all_combinations_and_seeds(tune, tmp_path):
+    done = tune("--learning_rate", "1e-5,5e-5", "--batch_size", "16,32", "--seeds", "1,2")
+    assert done.returncode == 0, done.stderr
+    assert len(runs(tmp_path)) == 8
+    header, *rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert header == ["learning_rate", "batch_size", "acc mean", "deviation", "best", "seeds"]
+    assert rows[0] == ["5e-05", "16", "0.565", "0.00707", "0.57", "2"]
+    assert [float(row[2]) for row in rows] == [0.565, 0.565, 0.525, 0.525]
+    out = tmp_path / "out"
+    assert (out / "table.tsv").read_text() == done.stdout
+    best = (out / "best").resolve()
+    assert json.loads((best / "best.json").read_text())["results"]["dev"]["acc"] == pytest.approx(0.57)
+    assert len(list(out.glob("*/*/best"))) == 1 and not list(out.glob("*/*/checkpoints"))
+
+
+def test_the_plot(tune, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert tune("--learning_rate", "1e-5,5e-5").returncode == 0
+    assert (tmp_path / "out" / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_by_another_metric(tune):
+    done = tune("--learning_rate", "1e-5,5e-5", "--metric", "loss")
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()[1:]] == ["5e-05", "1e-05"]
+    done = tune("--learning_rate", "1e-5,5e-5", "--metric", "mcc")
+    assert done.returncode == 2 and "no number 'mcc'; it has loss, acc, f1, n" in done.stderr
+
+
+def test_a_training_that_fails_is_named_and_the_search_goes_on_there(tune, tmp_path):
+    done = tune("--num_epochs", "1,2", "--batch_size", "8", "--learning_rate", "1e-5", FAIL_AT="2")
+    assert done.returncode == 1
+    assert "exit code 1: error: no memory left" in done.stderr and "log.txt" in done.stderr
+    assert len(runs(tmp_path)) == 2
+    done = tune("--num_epochs", "1,2", "--batch_size", "8", "--learning_rate", "1e-5")
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 3
+    assert len(runs(tmp_path)) == 2 + 5  # what was done is not done again
+    assert tune("--num_epochs", "1,2", "--batch_size", "8", "--learning_rate", "1e-5").stdout == done.stdout
+    assert len(runs(tmp_path)) == 7
+    # A wider grid takes what is there.
+    done = tune("--num_epochs", "1,2,3", "--batch_size", "8", "--learning_rate", "1e-5")
+    assert len(runs(tmp_path)) == 10 and len(done.stdout.splitlines()) == 4
+
+
+def test_a_search_that_is_stopped_stops_its_training(tune, tmp_path):
+    search = tune.start("--learning_rate", "1e-5", WAIT="1")
+    while not (tmp_path / "runs").exists():
+        assert search.poll() is None
+        time.sleep(0.01)
+    other = tune("--learning_rate", "1e-5")
+    assert other.returncode == 2 and "Another search is writing" in other.stderr
+    search.send_signal(signal.SIGTERM)
+    search.communicate(timeout=60)
+    assert search.returncode == 128 + signal.SIGTERM
+    assert tune("--learning_rate", "1e-5").returncode == 0  # nobody is left who holds the lock
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "Nothing to try: give --learning_rate"),
+        (["--learning_rate", "fast"], "expected numbers such as 16,32, got 'fast'"),
+        (["--batch_size", "1.5"], "expected numbers such as 16,32"),
+    ],
+)
+def test_bad_flags(tune, flags, message):
+    done = tune(*flags)
+    assert done.returncode == 2 and message in done.stderr
+
+
+def test_another_command_needs_another_folder(tune, tmp_path):
+    assert tune("--learning_rate", "1e-5", "--seeds", "1").returncode == 0
+    plan = tmp_path / "out" / "plan.json"
+    plan.write_text(plan.read_text().replace('"data"', '"others"'))
+    done = tune("--learning_rate", "1e-5")
+    assert done.returncode == 2 and "another command" in done.stderr and "--data_dir others" in done.stderr
+
+
+def test_a_command_that_cannot_be_started(tmp_path):
+    words = ["-m", "ernie.commands.main", "tune", "--output_dir", str(tmp_path), "--learning_rate", "1"]
+    done = subprocess.run(
+        [sys.executable, *words, "--", str(tmp_path / "none")], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and "cannot be started" in done.stderr
