@@ -27,14 +27,24 @@ PADDLE_FREE = (
     "ernie.tokenizing",
     "ernie.service.client",
     "ernie.service.encoder_server",
+    "ernie.datasets",
     "ernie.tasks",
-    "ernie.tasks.classification",
-    "ernie.tasks.embedding",
-    "ernie.tasks.pooling",
-    "ernie.tasks.report",
-    "ernie.tasks.training",
+    "ernie.tasks.*",
 )
-PADDLE = ("propeller.paddle.*", "propeller.service.worker", "ernie.modeling")
+PADDLE = (
+    "propeller.paddle.*",
+    "propeller.service.worker",
+    "ernie.modeling",
+    "ernie.tasks.encoder",
+    "ernie.tasks.evaluating",
+    "ernie.tasks.features",
+    "ernie.tasks.finetuning",
+    "ernie.tasks.models",
+    "ernie.tasks.mrc_predictions",
+    "ernie.tasks.predicting",
+    "ernie.tasks.thresholds",
+    "ernie.tasks.*_model",
+)
 NOBODY_IMPORTS = ("example", "distill", "script", "inference", "tests")
 
 # In `propeller/paddle/train`: a module imports from lines above it only.

@@ -52,7 +52,9 @@ def evaluate_bundle(
     metrics = processor.metrics()
     for batch in examples.bucket(batch_size=BATCH_ROWS, pad_values=pad_values, key=specs[0].name):
         outputs = predictor.predict({spec.name: batch[spec.name] for spec in specs})
-        labels = {name: batch[name] for name in processor.label_names}
+        labels: Any = {name: batch[name] for name in processor.label_names}
+        if len(labels) == 1:
+            (labels,) = labels.values()
         for metric in metrics.values():
-            metric.update(outputs, labels if len(labels) > 1 else next(iter(labels.values())), batch)
+            metric.update(outputs, labels, batch)
     return {**compute_all(metrics), "n": len(examples)}

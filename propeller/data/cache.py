@@ -229,7 +229,7 @@ def _keep_newest(folder: Path, stem: str, path: Path) -> None:
 
 
 def _write(build: Build, path: Path) -> None:
-    """Makes the record file. Its metadata say from which lines the records are, if each is from one."""
+    """Makes the record file. Its metadata say from which lines the records are, if each is from the next."""
     context = Context(seed=0)
     origins: list[tuple[str, int, int]] | None = []
     names: set[str] | None = None
@@ -241,14 +241,17 @@ def _write(build: Build, path: Path) -> None:
             while entries := list(islice(rows, _CHUNK)):
                 examples = _prepared(build, node, entries, context)
                 first = first or node.origin(entries[0][1], context)
-                origins = origins if len(examples) == len(entries) else None
+                last = node.origin(entries[-1][1], context)
                 count += len(examples)
+                one_each = len(examples) == len(entries)
+                if not one_each or first is None or last is None or last.line != first.line + count - 1:
+                    origins = None
                 for index, example in enumerate(examples):
                     try:
                         names = _checked_names(names, example)
                         writer.write(example)
                     except DataError as error:
-                        _, position = entries[index if origins is not None else 0]
+                        _, position = entries[index if one_each else 0]
                         fail(build.prepare or writer.write, error, node.origin(position, context))
             if origins is not None and first is not None:
                 origins.append((os.path.abspath(source), first.line, count))

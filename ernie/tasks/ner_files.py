@@ -1,0 +1,240 @@
+r"""Files of sequence labelling: units with a tag each.
+
+| format | what it looks like |
+|---|---|
+| `tsv` | `text_a<TAB>label`, with or without a header; units and tags joined by `\x02` or by single spaces |
+| `conll` | a unit a line, its tag in the last column, an empty line after each sentence, `-DOCSTART-` lines |
+| `weibo` | `conll` with each unit's position in its word stuck to it (`科0`, `技1`) |
+
+Format, columns and scheme are recognised by what a file holds. All of them may be gzipped, begin with a byte
+order mark and have Windows line ends.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ernie.tasks.conll import Sentences, find_layout
+from ernie.tasks.label_map import read_label_map
+from ernie.tasks.tagging import OUTSIDE, check_scheme, find_scheme, is_tag
+from propeller.data import Dataset, FeatureColumns, RawColumn
+from propeller.data.cache import source_files
+from propeller.data.node import Context, Origin, fail
+from propeller.data.sources import FileSource, PathLike
+from propeller.errors import ConfigError, DataError, did_you_mean
+
+FORMATS = ("tsv", "conll", "weibo")
+
+# What joins units where a space may be one.
+JOINT = "\x02"
+
+_TEXT_NAMES = ("text", "tokens")
+_LABEL_NAMES = ("labels", "tags")
+_HEAD_LINES = 1000
+_LABELS_SHOWN = 20
+# Of the units of a data set in Chinese; numbers and foreign words may be one unit each. English has 1 in 5.
+_BY_CHARACTER = 0.9
+
+
+class NerTags(NamedTuple):
+    """What training data tell of their tags.
+
+    Attributes:
+        labels: the tags by id.
+        scheme: the scheme they are in; a key of `ernie.tasks.tagging.SCHEMES`.
+        by_character: whether nearly all units are one character.
+    """
+
+    labels: list[str]
+    scheme: str
+    by_character: bool
+
+
+def read_ner(
+    path: PathLike,
+    *,
+    columns: Sequence[str] | None = None,
+    format: str | None = None,
+    scheme: str | None = None,
+    labels: Iterable[str] | None = None,
+) -> Dataset:
+    r"""Streams over the sentences of a file.
+
+    Args:
+        path: the file.
+        columns: names of its columns in order, `text_a` and `label`, `_` for one to skip. None: as a header
+            says; without one, the only two of `tsv`, the first and the last of `conll`.
+        format: one of `FORMATS`. None: `tsv` if its first 1000 lines have a header, `\x02`, or spaces between
+            tags in one cell, else `conll`; `weibo` if all of their units end with a number, which is 0 at the
+            beginning of each sentence.
+        scheme: the tags must be of this one; None: of any.
+        labels: the tags there may be; None: all.
+
+    Returns:
+        `{"units": [...], "labels": [...], "separator": "\x02" | " " | ""}` for each sentence: a tag for each
+        unit, and what joins the units in the file. A text without separators is one unit. Of `conll` it is
+        a space between words, nothing where more than half of the first units are one character.
+
+    Raises:
+        ConfigError: there is no such format or scheme, or `columns` has other names.
+        DataError: the file cannot be read, is empty, or its first line does not fit; when iterated: a line
+            is malformed, its tags are not as many as its units, or one is unknown. It names file and line.
+    """
+    if format is not None and format not in FORMATS:
+        raise ConfigError(
+            f"The format is {format!r}; expected {', '.join(FORMATS)}.{did_you_mean(format, FORMATS)}"
+        )
+    path = Path(path)
+    check = _TagCheck(labels, scheme)
+    lines = FileSource([path], 0, None)
+    head = [line for line, _ in itertools.islice(lines.iterate(None, Context(seed=0)), _HEAD_LINES)]
+    if format == "tsv" or (format is None and _is_tsv(head, columns)):
+        cells = [RawColumn("text_a", aliases=_TEXT_NAMES), RawColumn("label", aliases=_LABEL_NAMES)]
+        rows = FeatureColumns(cells, file_columns=columns).read(path)
+        return rows.map(functools.partial(_read_row, check=check))
+    positions = None if format is None else format == "weibo"
+    try:
+        layout = find_layout(head, columns=columns, positions=positions)
+    except DataError as error:
+        fail(find_layout, error, Origin(str(path), 1))
+    return Dataset(Sentences(lines, layout, check))
+
+
+def find_tags(
+    train: PathLike,
+    *,
+    columns: Sequence[str] | None = None,
+    format: str | None = None,
+    scheme: str | None = None,
+) -> NerTags:
+    """Reads all training data once, and tells what tags there are.
+
+    Args:
+        train: the training file, or a folder of parts. `label_map.json` beside it gives the tags by id;
+            otherwise they are those found in it, `O` first, the others sorted.
+        columns: see `read_ner`.
+        format: see `read_ner`.
+        scheme: see `read_ner`; None recognises it.
+
+    Raises:
+        ConfigError: as `read_ner`; `label_map.json` is none; or the tags are of no one scheme.
+        DataError: as `read_ner`; a tag that `label_map.json` does not have is unknown.
+    """
+    train = Path(train)
+    label_map = train.parent / "label_map.json"
+    labels = read_label_map(label_map) if label_map.exists() else None
+    seen = _Seen()
+    sequences = (
+        tags
+        for part in source_files(train.name, data_dir=train)
+        for tags in seen.watch(read_ner(part, columns=columns, format=format, scheme=scheme, labels=labels))
+    )
+    if scheme is None:
+        try:
+            scheme = find_scheme(sequences)
+        except ConfigError as error:
+            raise ConfigError(f"{train}: {error}") from error
+    else:
+        scheme = check_scheme(scheme)
+        for _ in sequences:
+            pass
+    if labels is None:
+        labels = sorted(seen.tags, key=lambda tag: (tag != OUTSIDE, tag))
+    return NerTags(labels, scheme, by_character=seen.characters >= _BY_CHARACTER * seen.units)
+
+
+class _Seen:
+    """What went by of the sentences of a data set."""
+
+    def __init__(self) -> None:
+        self.tags: set[str] = set()
+        self.units = 0
+        self.characters = 0
+
+    def watch(self, raws: Iterable[dict[str, Any]]) -> Iterator[list[str]]:
+        """Yields the tags of each sentence."""
+        for raw in raws:
+            self.tags.update(raw["labels"])
+            self.units += len(raw["units"])
+            self.characters += sum(len(unit) == 1 for unit in raw["units"])
+            yield raw["labels"]
+
+
+class _TagCheck:
+    """Refuses tags that are not among the labels, or none of the scheme."""
+
+    def __init__(self, labels: Iterable[str] | None, scheme: str | None):
+        self._labels = None if labels is None else list(labels)
+        self._scheme = None if scheme is None else check_scheme(scheme)
+        self._good: set[str] = set()
+
+    def __call__(self, tag: str) -> None:
+        if tag in self._good:
+            return
+        if self._labels is not None and tag not in self._labels:
+            shown = ", ".join(self._labels[:_LABELS_SHOWN])
+            more = len(self._labels) - _LABELS_SHOWN
+            raise DataError(
+                f"unknown label {tag!r:.80}; known are {shown}{f' and {more} more' if more > 0 else ''}."
+                f"{did_you_mean(tag, self._labels)} They come from the training data, or from label_map.json "
+                "beside it."
+            )
+        if not is_tag(tag, self._scheme):
+            kind = "no tag" if self._scheme is None else f"no tag of the scheme {self._scheme}"
+            raise DataError(f"{tag!r:.80} is {kind}; expected O, or a letter and a type, such as B-PER")
+        self._good.add(tag)
+
+
+def _is_tsv(head: Sequence[str], columns: Sequence[str] | None) -> bool:
+    """Whether lines hold whole sentences."""
+    first = [cell.strip() for cell in head[0].split("\t")]
+    names = {"text_a", "label", *_TEXT_NAMES, *_LABEL_NAMES}
+    if len(first) > 1 and names.intersection(first) and not any(map(is_tag, first)):
+        return True
+    label = columns.index("label") if columns is not None and "label" in columns else -1
+    for line in head:
+        cells = line.split("\t")
+        if JOINT in line:
+            return True
+        if len(cells) > 1 and label < len(cells) and " " in cells[label].strip(" "):
+            return True
+    return False
+
+
+def _read_row(row: dict[str, str], *, check: _TagCheck) -> dict[str, Any]:
+    """Parts a row into units and tags."""
+    units, separator = split_units(_stripped(row["text_a"]))
+    tags, _ = split_units(_stripped(row["label"]))
+    if units == [""]:
+        raise DataError("the text is empty; expected a unit at least")
+    if len(units) != len(tags):
+        raise DataError(
+            f"found {len(units)} units ({_shown(units)}) and {len(tags)} labels ({_shown(tags)}); expected "
+            r"one label for each unit. Units and labels are joined by \x02, or by single spaces."
+        )
+    for tag in tags:
+        check(tag)
+    return {"units": units, "labels": tags, "separator": separator}
+
+
+def split_units(text: str) -> tuple[list[str], str]:
+    r"""Parts a line of text into units: at `\x02`, else at each space; without either it is one unit.
+
+    Returns:
+        The units, and what joins them: `"\x02"`, `" "` or `""`.
+    """
+    if JOINT in text:
+        return text.split(JOINT), JOINT
+    return (text.split(" "), " ") if " " in text else ([text], "")
+
+
+def _stripped(cell: str) -> str:
+    return cell if JOINT in cell else cell.strip(" ")
+
+
+def _shown(cells: Sequence[str]) -> str:
+    return " ".join(cells[:5]) + (" ..." if len(cells) > 5 else "")
