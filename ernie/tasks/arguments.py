@@ -9,12 +9,14 @@ from pathlib import Path
 from propeller.config import ArgumentParser
 from propeller.errors import ConfigError
 
+# Of the data files in a folder; each also gzipped.
+_ENDS = (".tsv", ".json", ".jsonl", ".txt")
 
 def argument_parser(description: str) -> ArgumentParser:
     """The flags of every fine-tuning script."""
     parser = ArgumentParser(description, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
-    data.add_argument("--data_dir", help="folder with train, dev and test, as folders or .tsv(.gz) files")
+    data.add_argument("--data_dir", help="folder with train, dev and test: folders, or train.tsv and so on")
     for name in ("train", "dev", "test"):
         data.add_argument(f"--{name}_set", metavar="FILE", help=f"the {name} file, in place of --data_dir")
     data.add_argument("--columns", help="a file's columns in order, as text_a,text_b,label; _ skips one")
@@ -67,8 +69,8 @@ class DataFiles:
         if train is None or dev is None:
             name = "train" if train is None else "dev"
             raise ConfigError(
-                f"No {name} data: name it with --{name}_set FILE, or put {name}/, {name}.tsv or "
-                f"{name}.tsv.gz into --data_dir (now {args.data_dir})."
+                f"No {name} data: name it with --{name}_set FILE, or put {name}/ or {name}.tsv (or "
+                f"{', '.join(_ENDS[1:])}; also with .gz) into --data_dir (now {args.data_dir})."
             )
         return cls(train, dev, _locate("test", args))
 
@@ -87,7 +89,8 @@ def _locate(name: str, args: argparse.Namespace) -> Path | None:
         return None
     if not Path(args.data_dir).is_dir():
         raise ConfigError(f"--data_dir {args.data_dir} is no folder.")
-    candidates = (Path(args.data_dir) / f"{name}{end}" for end in ("", ".tsv", ".tsv.gz"))
+    ends = ["", *(f"{end}{packed}" for end in _ENDS for packed in ("", ".gz"))]
+    candidates = (Path(args.data_dir) / f"{name}{end}" for end in ends)
     found = [path for path in candidates if path.exists()]
     if len(found) > 1:
         names = " and ".join(path.name for path in found)

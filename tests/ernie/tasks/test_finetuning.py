@@ -119,8 +119,8 @@ class TestDataFiles:
     @pytest.mark.parametrize(
         ("there", "flags", "message"),
         [
-            ([], [], r"No train data: .*--train_set FILE.*train/, train.tsv or train.tsv.gz.*\(now None\)"),
-            (["train.tsv"], ["--data_dir", "."], r"No dev data: .*dev/, dev.tsv or dev.tsv.gz.*\(now \.\)"),
+            ([], [], r"No train data: .*--train_set FILE.*train/ or train.tsv .*\(now None\)"),
+            (["train.tsv"], ["--data_dir", "."], r"No dev data: .*dev/ or dev.tsv .*\(now \.\)"),
             (["train.tsv"], ["--train_set", "train.tsv", "--dev_set", "d"], "--dev_set d does not exist"),
             (["dev.tsv", "train.tsv", "train.tsv.gz"], ["--data_dir", "."], "train.tsv and train.tsv.gz"),
         ],
