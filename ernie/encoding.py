@@ -131,6 +131,14 @@ class Tokenizer(abc.ABC):
         """Tokens of `text`, without special ones, uncut."""
         return self.convert_ids_to_tokens(self._pieces(_checked([text])).ids.tolist())
 
+    def pieces(self, texts: Sequence[str]) -> Pieces:
+        """Tokens of several texts, without special ones, uncut.
+
+        Raises:
+            DataError: an item is no string.
+        """
+        return self._pieces(_checked(texts))
+
     def encode(self, text: str, pair: str | None = None, *, max_seqlen: int | None = None) -> Encoding:
         """Makes the model input of one text or pair; see `encode_batch`."""
         return self.encode_batch([text], None if pair is None else [pair], max_seqlen=max_seqlen)[0]
@@ -164,27 +172,42 @@ class Tokenizer(abc.ABC):
         return self._assemble(parts, kept, num_tokens)
 
     def encode_units(self, units: Sequence[str], max_seqlen: int | None = None) -> Encoding:
-        """Makes the model input of a text that is already split into units (words, characters).
+        """Makes the model input of one text that is already split into units; see `encode_units_batch`."""
+        return self.encode_units_batch([units], max_seqlen)[0]
+
+    def encode_units_batch(
+        self, texts: Sequence[Sequence[str]], max_seqlen: int | None = None
+    ) -> list[Encoding]:
+        """Makes the model inputs of texts that are already split into units (words, characters).
 
         Each unit is tokenised by itself. One that the tokenizer drops, a blank or control character,
         has no token: its index is missing from `words`. Offsets count within the unit.
 
         Args:
-            units: the units in order.
+            texts: the units of each text in order.
             max_seqlen: as for `encode_batch`.
 
         Raises:
-            ConfigError: `max_seqlen` leaves no room for the special tokens.
+            ConfigError: `max_seqlen` leaves no room for the special tokens, or a text is one string.
             DataError: a unit is no string.
         """
-        pieces = self._pieces(_checked(units))
-        words = np.repeat(np.arange(len(units), dtype=np.int32), np.diff(pieces.splits))
-        whole = pieces._replace(splits=np.array([0, len(pieces.ids)], dtype=np.int64))
+        if any(isinstance(units, str) for units in texts):
+            raise ConfigError("One string came where the list of a text's units was expected.")
+        pieces = self._pieces(_checked([unit for units in texts for unit in units]))
+        num_units = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+        ends = np.concatenate([[0], np.cumsum(num_units)])
+        words = np.repeat(spans(np.zeros_like(num_units), num_units), np.diff(pieces.splits))
+        whole = pieces._replace(splits=pieces.splits[ends])
         kept, num_tokens = _kept([whole], max_seqlen)
-        encoding = self._assemble([whole], kept, num_tokens)[0]
-        framed = np.full(len(encoding.input_ids), -1, dtype=np.int32)
-        framed[1:-1] = words[: kept[0][0]]
-        return dataclasses.replace(encoding, words=framed)
+        lengths = kept[0] + 2  # with [CLS] and [SEP]
+        framed = np.full(int(lengths.sum()), -1, dtype=np.int32)
+        begins = np.cumsum(lengths) - lengths
+        framed[spans(begins + 1, kept[0])] = words[spans(whole.splits[:-1], kept[0])]
+        encodings = self._assemble([whole], kept, num_tokens)
+        return [
+            dataclasses.replace(encoding, words=framed[begin : begin + length])
+            for encoding, begin, length in zip(encodings, begins.tolist(), lengths.tolist(), strict=True)
+        ]
 
     def convert_tokens_to_ids(self, tokens: Sequence[str]) -> list[int]:
         """Ids of `tokens`; the unknown token's for those that the vocabulary lacks."""

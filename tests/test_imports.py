@@ -24,6 +24,7 @@ PADDLE_FREE = (
     "propeller.*",
     "ernie",
     "ernie.config",
+    "ernie.crf",
     "ernie.tokenizing",
     "ernie.service.client",
     "ernie.service.encoder_server",

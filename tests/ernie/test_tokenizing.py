@@ -196,6 +196,22 @@ def test_units_stay_aligned() -> None:
     assert none.words is not None and none.words.tolist() == [-1, -1]
 
 
+@given(st.lists(st.lists(st.text(max_size=6) | st.sampled_from(["中国", "", "\x00", "wanted"]), max_size=5)))
+def test_units_of_several_texts(texts: list[list[str]]) -> None:
+    """As each text alone."""
+    for max_seqlen in (None, 4):
+        together = TOKENIZER.encode_units_batch(texts, max_seqlen)
+        assert len(together) == len(texts)
+        for units, encoding in zip(texts, together, strict=True):
+            alone = TOKENIZER.encode_units(units, max_seqlen)
+            for name in ("input_ids", "token_type_ids", "offsets", "words"):
+                found, wanted = getattr(encoding, name), getattr(alone, name)
+                assert found.dtype == wanted.dtype and found.tolist() == wanted.tolist()
+            assert (
+                encoding.num_tokens == alone.num_tokens == 2 + sum(map(len, map(TOKENIZER.tokenize, units)))
+            )
+
+
 def test_bad_calls() -> None:
     with pytest.raises(ConfigError, match="max_seqlen 1 leaves no room for the 2 special tokens of a text"):
         TOKENIZER.encode("a", max_seqlen=1)
@@ -211,6 +227,8 @@ def test_bad_calls() -> None:
         TOKENIZER.encode_batch(["a", 3])  # type: ignore[list-item]
     with pytest.raises(DataError, match="Text 0 is None"):
         TOKENIZER.encode_units([None])  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match="list of a text's units"):
+        TOKENIZER.encode_units_batch([["a"], "ab"])
 
 
 def test_threads_share_one_tokenizer() -> None:
@@ -461,3 +479,15 @@ def test_official_vocabularies(real_data: Path, name: str, size: int, unk: int) 
     assert (tokenizer.vocab_size, len(tokenizer.vocab), tokenizer.unk_id) == (size, size, unk)
     lines = (real_data / "raw_text/CLUECorpusSmall_bert_sampled.txt").read_text(encoding="utf-8").split("\n")
     assert_like_library(tokenizer, lines[:500])
+
+
+def test_pieces_are_those_of_an_encoding() -> None:
+    texts = ["the cat", "", "unhappy \ud800 猫", "[SEP]"]
+    pieces = TOKENIZER.pieces(texts)
+    for place, encoding in enumerate(TOKENIZER.encode_batch(texts)):
+        tokens = slice(pieces.splits[place], pieces.splits[place + 1])
+        assert pieces.ids[tokens].tolist() == encoding.input_ids[1:-1].tolist()
+        assert pieces.offsets[tokens].tolist() == encoding.offsets[1:-1].tolist()
+    assert TOKENIZER.pieces([]).splits.tolist() == [0]
+    with pytest.raises(DataError, match="Text 1 is 3"):
+        TOKENIZER.pieces(["a", 3])  # type: ignore[list-item]
