@@ -9,7 +9,11 @@ from propeller.lazy import attach
 
 if TYPE_CHECKING:
     from ernie.config import ErnieConfig as ErnieConfig
+    from ernie.datasets import IterDataset as IterDataset
+    from ernie.datasets import MapDataset as MapDataset
+    from ernie.datasets import load_dataset as load_dataset
     from ernie.modeling import ErnieModel as ErnieModel
+    from ernie.pipeline import Pipeline as Pipeline
     from ernie.tokenizing import SentencePieceTokenizer as SentencePieceTokenizer
     from ernie.tokenizing import Tokenizer as Tokenizer
     from ernie.tokenizing import WordPieceTokenizer as WordPieceTokenizer
@@ -20,7 +24,9 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "ernie.config": ["ErnieConfig"],
+        "ernie.datasets": ["IterDataset", "MapDataset", "load_dataset"],
         "ernie.modeling": ["ErnieModel"],
+        "ernie.pipeline": ["Pipeline"],
         "ernie.tokenizing": ["SentencePieceTokenizer", "Tokenizer", "WordPieceTokenizer", "load_tokenizer"],
         "propeller.version": ["__version__"],
     },

@@ -4,32 +4,26 @@
         --run_config '{"model_dir": "output", "max_steps": 900}' --hparam '{"batch_size": 32}'
     cat lines | python example/finetune_classifier.py --do_predict --bundle output/best/inference
 
-`num_label: 1` in `--hparam` makes it a regression.
+`num_label: 1` in `--hparam` makes it a regression; `class_weights` weigh the labels: "balanced", or a number
+for each. `--task NAME` reads a task of GLUE as it is downloaded, measures it by its own metrics, and writes
+what GLUE's server takes to `model_dir/best/submission`.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from ernie.tasks import finetuning
-from ernie.tasks.arguments import DataFiles, argument_parser, column_names
-from ernie.tasks.classification import (
-    ClassificationProcessor,
-    file_columns,
-    find_labels,
-    label_column,
-    raw_label_column,
-)
+from ernie.tasks import finetuning, glue
+from ernie.tasks.arguments import argument_parser
+from ernie.tasks.classification_data import ClassificationData, add_arguments
+from ernie.tasks.classification_labels import class_weights
 from ernie.tasks.predicting import write_predictions
 from ernie.tasks.report import data_report
+from ernie.tasks.thresholds import check_thresholds, tune_thresholds
 from propeller import cli
-from propeller.data import FeatureColumns
-from propeller.data.cache import source_files
+from propeller.data import Dataset
 from propeller.types import HParams, RunConfig
 
 log = logging.getLogger("ernie")
@@ -37,60 +31,65 @@ log = logging.getLogger("ernie")
 
 def main() -> int:
     """Parses the flags and trains, or predicts."""
-    return finetuning.main(argument_parser(str(__doc__)), train)
+    parser = argument_parser(str(__doc__))
+    add_arguments(parser)
+    return finetuning.main(parser, train, known=("class_weights",))
 
 
 def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> None:
     """Fine-tunes, evaluates dev and test, and exports the best model by the first metric on dev."""
-    files = DataFiles.of(args)
     config, tokenizer = finetuning.resolve_model(args, hparams)
-    names = column_names(args)
-    raw = file_columns(raw_label_column(), names=names)
-    first = next(rows(raw, files.train))
-    log.info("columns of %s: %s", files.train, ", ".join(first))
-    processor = ClassificationProcessor(
-        tokenizer,
-        find_labels(files.train, raw, hparams.get("num_label")),
-        max_seqlen=args.max_seqlen,
-        pair="text_b" in first,
+    data = ClassificationData.of(args, tokenizer, num_label=hparams.get("num_label"))
+    processor = data.processor
+    if args.tune_threshold:
+        check_thresholds(processor)
+    weights = class_weights(
+        hparams.get("class_weights"),
+        processor.labels,
+        data.label_counts,
+        multi_label=processor.multi_label,
     )
-    columns = file_columns(label_column(processor.labels), pair=processor.pair, names=names)
-    unlabelled = file_columns(raw_label_column(optional=True), pair=processor.pair, names=names)
-    found = dict(files.items())
-    if files.test is not None and "label" not in next(rows(unlabelled, files.test)):
-        log.info("test has no labels and is left out")
-        del found["test"]
-    sets = {
-        name: columns.build_dataset(
-            name,
-            data_dir=path,
-            prepare=processor.prepare,
-            prepare_key=processor.fingerprint,
-            cache_dir=args.cache_dir,
-        )
-        for name, path in found.items()
-    }
-    texts = {name: (texts_of(row) for row in rows(columns, path)) for name, path in found.items()}
-    log.info("data:\n%s", data_report(sets, texts=texts, processor=processor))
+    if weights is not None:
+        hparams = hparams.join({"class_weights": weights})
+    for name in data.unlabelled:
+        log.info("%s has no labels and is left out", name)
+    sets = {name: finetuning.prepared(name, path, processor, args) for name, path in data.labelled.items()}
+    log.info("data:\n%s", data_report(sets, texts=data.texts(), processor=processor))
 
-    from ernie.tasks.models import ClassificationModel
+    from ernie.tasks.classification_model import ClassificationModel
 
     bundle = finetuning.fit(
         ClassificationModel, args, run_config, hparams, config=config, processor=processor, sets=sets
     )
-    if args.dev_predictions and bundle is not None:
-        write_predictions(args.dev_predictions, bundle, rows(raw, files.dev))
+    if bundle is not None:
+        finish(args, data, bundle, sets={name: sets[name] for name in sets if name != "train"})
 
 
-def rows(columns: FeatureColumns, path: Path) -> Iterator[dict[str, Any]]:
-    """Raw examples of a file, or of all parts of a folder."""
-    parts = source_files(path.name, data_dir=path)
-    return itertools.chain.from_iterable(columns.read(part) for part in parts)
+def finish(
+    args: argparse.Namespace, data: ClassificationData, bundle: Path, sets: dict[str, Dataset]
+) -> None:
+    """Tunes thresholds and writes predictions of dev, where asked for, and what GLUE's server takes.
 
+    Args:
+        args: the flags.
+        data: the data.
+        bundle: the exported model.
+        sets: prepared examples of the sets that were evaluated.
+    """
+    from propeller.paddle import stream
+    from propeller.paddle.inference import Predictor
+    from propeller.paddle.runtime import paddle
 
-def texts_of(row: dict[str, Any]) -> tuple[str, ...]:
-    """What makes two examples the same."""
-    return tuple(row[name] for name in ("text_a", "text_b") if name in row)
+    device = paddle.get_device()  # where the training ran
+    if args.tune_threshold:
+        tune_thresholds(bundle, Predictor(bundle, device=device), sets)
+    if args.dev_predictions:
+        write_predictions(args.dev_predictions, bundle, data.raws(next(iter(sets))))
+    if task := data.processor.task:
+        for name in task.submissions.keys() & data.unlabelled.keys():
+            predictor = Predictor(bundle, device=device)
+            answers = stream.answer_stream(predictor, predictor.bundle.processor(), data.raws(name))
+            glue.write_submission(bundle.parent / "submission" / task.submissions[name], task, answers)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from ernie.commands.predict import add_device_arguments
-from ernie.tasks.arguments import column_names
+from ernie.tasks.arguments import add_columns_argument, column_names
 from ernie.tasks.evaluating import evaluate_bundle
 from propeller import atomic
 from propeller.bundle import read_bundle
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this command."""
     parser.add_argument("bundle", metavar="BUNDLE", help="exported model, such as output/best/inference")
     parser.add_argument("--data", metavar="FILE", required=True, help="labelled file, or folder of parts")
-    parser.add_argument("--columns", help="a file's columns in order, as text_a,text_b,label; _ skips one")
+    add_columns_argument(parser)
     add_device_arguments(parser)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import glob
-import io
 import json
 import os
 import shutil
@@ -25,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ernie.service.vector_json import number_list
-from propeller import atomic
+from propeller import atomic, npy
 from propeller.errors import ConfigError, PropellerError
 
 _VERSION = 1
@@ -90,16 +89,9 @@ class Npy(Format):
 
     def __init__(self, dim: int):
         self._dim = dim
-        if len(self.head(0)) != len(self.head(1 << 62)):
-            raise PropellerError(
-                f"numpy {np.__version__} writes headers that cannot grow; install 1.26 or later."
-            )
 
     def head(self, rows: int) -> bytes:
-        header = io.BytesIO()
-        shape = {"descr": "<f4", "fortran_order": False, "shape": (rows, self._dim)}
-        np.lib.format.write_array_header_1_0(header, shape)
-        return header.getvalue()
+        return npy.header("<f4", (rows, self._dim))
 
     def rows(self, rows: Sequence[Row]) -> bytes:
         array = np.full((len(rows), self._dim), np.nan, dtype="<f4")

@@ -12,6 +12,7 @@ from propeller.errors import ConfigError
 # Of the data files in a folder; each also gzipped.
 _ENDS = (".tsv", ".json", ".jsonl", ".txt")
 
+
 def argument_parser(description: str) -> ArgumentParser:
     """The flags of every fine-tuning script."""
     parser = ArgumentParser(description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -19,15 +20,11 @@ def argument_parser(description: str) -> ArgumentParser:
     data.add_argument("--data_dir", help="folder with train, dev and test: folders, or train.tsv and so on")
     for name in ("train", "dev", "test"):
         data.add_argument(f"--{name}_set", metavar="FILE", help=f"the {name} file, in place of --data_dir")
-    data.add_argument("--columns", help="a file's columns in order, as text_a,text_b,label; _ skips one")
+    add_columns_argument(data)
     data.add_argument("--cache_dir", help="where prepared data is kept; default: the user's cache folder")
     model = parser.add_argument_group("model")
     model.add_argument("--warm_start_from", metavar="DIR", help="pretrained folder (own or Hugging Face)")
-    model.add_argument("--vocab_file", help="vocabulary; default: the warm-start folder's")
-    model.add_argument("--max_seqlen", type=int, default=128, help="tokens an example has at most")
-    model.add_argument("--do_lower_case", type=_boolean, default=None, help="if the folder says nothing")
-    model.add_argument("--sentence_piece_model", help="SentencePiece model (ERNIE-tiny)")
-    model.add_argument("--word_dict", help="word segmentation dictionary (ERNIE-tiny)")
+    add_tokenizer_arguments(model)
     model.add_argument(
         "--find_learning_rate", action="store_true", help="try rising rates on the data; trains nothing"
     )
@@ -39,6 +36,20 @@ def argument_parser(description: str) -> ArgumentParser:
     predict.add_argument("--bf16", action="store_true", help="predict in bfloat16 (CPU)")
     predict.add_argument("--dev_predictions", metavar="FILE", help="dev with predictions, JSONL")
     return parser
+
+
+def add_columns_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Adds the flag that `column_names` reads."""
+    parser.add_argument("--columns", help="a file's columns in order, as text_a,text_b,label; _ skips one")
+
+
+def add_tokenizer_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Adds the flags by which `finetuning.resolve_model` finds and makes a tokenizer."""
+    parser.add_argument("--vocab_file", help="vocabulary; default: the warm-start folder's")
+    parser.add_argument("--max_seqlen", type=int, default=128, help="tokens an example has at most")
+    parser.add_argument("--do_lower_case", type=_boolean, default=None, help="if the folder says nothing")
+    parser.add_argument("--sentence_piece_model", help="SentencePiece model (ERNIE-tiny)")
+    parser.add_argument("--word_dict", help="word segmentation dictionary (ERNIE-tiny)")
 
 
 def _boolean(text: str) -> bool:

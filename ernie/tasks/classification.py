@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import collections
-import itertools
-import json
+import dataclasses
 import math
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from ernie.tasks.classification_files import Layout, label_text, read_classification
+from ernie.tasks.glue import Task, find_task
 from ernie.tasks.processor import TextProcessor
+from ernie.tasks.thresholds import AtThreshold
 from ernie.tokenizing import Tokenizer
-from propeller.data import Column, Dataset, FeatureColumns, LabelColumn, RawColumn
-from propeller.data.cache import source_files
-from propeller.errors import ConfigError, DataError
-from propeller.metrics import F1, Acc, MacroF1, Metric, Pearson, Spearman
+from propeller.data import Dataset
+from propeller.errors import ConfigError, DataError, did_you_mean
+from propeller.metrics import F1, MCC, Acc, MacroF1, Metric, Pearson, Spearman
+from propeller.metrics.multi_label import ExactMatch, MicroF1, MultiLabelMacroF1, sigmoid
 from propeller.processor import Answer, Raw, register_processor
 
-# What the public data sets call these columns.
-TEXT_A_NAMES = ("sentence", "sentence1", "#1 String", "text", "query", "question1", "premise")
-TEXT_B_NAMES = ("sentence2", "#2 String", "title", "question2", "hypothesis")
-LABEL_NAMES = ("Quality", "score", "is_duplicate", "gold_label", "labels")
+_METRICS: Mapping[str, Callable[[], Metric]] = {
+    "acc": Acc,
+    "f1": F1,
+    "macro_f1": MacroF1,
+    "mcc": MCC,
+    "pearson": Pearson,
+    "spearman": Spearman,
+}
+_LABELS_SHOWN = 20
 
 
 @register_processor
@@ -36,25 +42,68 @@ class ClassificationProcessor(TextProcessor):
         labels: label texts by id; None means regression.
         max_seqlen: tokens of an example at most, special ones included; longer ones are cut.
         pair: whether an example has a `text_b`.
+        task: the known task that this is, see `ernie.tasks.glue`; it says how files are laid out and which
+            metrics count.
+        label_separator: not None: an example may have any number of labels, none among them, and in a
+            table's cell this stands between them.
+        thresholds: label -> probability from which on it is given. Of two labels the second may have one;
+            without, the more probable is given. Where there may be any number, the others have 0.5.
 
     Raises:
-        ConfigError: fewer than two labels, or a `max_seqlen` without room for text.
+        ConfigError: fewer than two labels, a `max_seqlen` without room for text, an unknown task, or
+            thresholds that the labels do not allow.
     """
 
     name = "classification"
 
-    def __init__(self, tokenizer: Tokenizer, labels: Sequence[str] | None, *, max_seqlen: int, pair: bool):
-        if labels is not None and len(set(labels)) < 2:
-            raise ConfigError(f"A classifier needs at least two labels, got {list(labels)}.")
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        labels: Sequence[str] | None,
+        *,
+        max_seqlen: int,
+        pair: bool,
+        task: str | None = None,
+        label_separator: str | None = None,
+        thresholds: Mapping[str, float] | None = None,
+    ):
+        super().__init__(tokenizer, max_seqlen=max_seqlen)
         least = 5 if pair else 3  # the special tokens, and one of each text
         if max_seqlen < least:
             raise ConfigError(
                 f"max_seqlen {max_seqlen} leaves no room for {'two texts' if pair else 'a text'}: "
                 f"expected {least} or more."
             )
-        super().__init__(tokenizer, max_seqlen=max_seqlen)
         self.labels = None if labels is None else list(labels)
         self.pair = pair
+        self.task: Task | None = None if task is None else find_task(task)
+        self.label_separator = label_separator
+        self.thresholds = dict(thresholds or {})
+        self._ids = {label: index for index, label in enumerate(self.labels or ())}
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        if self.labels is None:
+            if self.multi_label or self.thresholds:
+                raise ConfigError("A regression has no labels, so none to separate or to have a threshold.")
+            return
+        if len(self._ids) < (1 if self.multi_label else 2):
+            least = "one label" if self.multi_label else "two labels"
+            raise ConfigError(f"A classifier needs at least {least}, got {self.labels}.")
+        if len(self._ids) != len(self.labels):
+            raise ConfigError(f"Some of the labels are the same: {self.labels}.")
+        allowed = self.labels if self.multi_label else self.labels[1:2] if len(self.labels) == 2 else []
+        for label, threshold in self.thresholds.items():
+            if label not in allowed or not 0 <= threshold <= 1:
+                raise ConfigError(
+                    f"The threshold {threshold!r} of the label {label!r} cannot be used; expected a "
+                    f"probability, and one of the labels {', '.join(allowed) or '(none here)'}."
+                )
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an example may have any number of labels."""
+        return self.label_separator is not None
 
     @property
     def num_outputs(self) -> int:
@@ -63,18 +112,32 @@ class ClassificationProcessor(TextProcessor):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"labels": self.labels, "max_seqlen": self.max_seqlen, "pair": self.pair}
+        optional = {
+            "task": None if self.task is None else self.task.name,
+            "label_separator": self.label_separator,
+            "thresholds": self.thresholds or None,
+        }
+        given = {name: value for name, value in optional.items() if value is not None}
+        return {"labels": self.labels, "max_seqlen": self.max_seqlen, "pair": self.pair, **given}
+
+    def with_thresholds(self, thresholds: Mapping[str, float]) -> ClassificationProcessor:
+        """The same processor with other thresholds."""
+        return ClassificationProcessor(self.tokenizer, **{**self.settings, "thresholds": thresholds})
 
     def prepare(self, raws: Sequence[Raw]) -> list[dict[str, Any]]:
         """Tokenises a batch.
 
         Returns:
             For each example `input_ids` and `token_type_ids` (int64 `[seq_len]`), `num_tokens` (before
-            it was cut) and its `label`, where it has one.
+            it was cut) and its `label`, where it has one: an id, for a regression a float32; where there may
+            be any number, float32 `[labels]`, 1 for those that it has.
+
+        Raises:
+            DataError: a text is missing or none, or a label is not known.
         """
-        pairs = [str(raw["text_b"]) for raw in raws] if self.pair else None
+        pairs = [self._text(raw, "text_b") for raw in raws] if self.pair else None
         encodings = self.tokenizer.encode_batch(
-            [str(raw["text_a"]) for raw in raws], pairs, max_seqlen=self.max_seqlen
+            [self._text(raw, "text_a") for raw in raws], pairs, max_seqlen=self.max_seqlen
         )
         examples = []
         for raw, encoding in zip(raws, encodings, strict=True):
@@ -84,33 +147,89 @@ class ClassificationProcessor(TextProcessor):
                 "num_tokens": encoding.num_tokens,
             }
             if "label" in raw:
-                example["label"] = raw["label"]
+                example["label"] = self._label(raw["label"])
             examples.append(example)
         return examples
+
+    def _text(self, raw: Raw, field: str) -> str:
+        text = raw.get(field)
+        if not isinstance(text, str):
+            found = f"{text!r:.80}" if field in raw else f"an example of {', '.join(raw) or 'nothing'}"
+            raise DataError(f"expected a text as {field!r}, found {found}")
+        return text
+
+    def _label(self, value: Any) -> Any:
+        if self.labels is None:
+            return _number(value)
+        if self.multi_label:
+            row = np.zeros(len(self.labels), np.float32)
+            row[[self._id(label) for label in (value if isinstance(value, list) else [value])]] = 1
+            return row
+        if isinstance(value, list):
+            raise DataError(f"one label was expected, found {value!r:.80}; for several set --multi_label")
+        return np.int64(self._id(value))
+
+    def _id(self, value: Any) -> int:
+        label = label_text(value)
+        if label not in self._ids:
+            labels = list(self._ids)
+            more = f" and {len(labels) - _LABELS_SHOWN} more" if len(labels) > _LABELS_SHOWN else ""
+            known = ", ".join(map(repr, labels[:_LABELS_SHOWN]))
+            raise DataError(
+                f"unknown label {label!r:.80}; known are {known}{more}.{did_you_mean(label, labels)}"
+            )
+        return self._ids[label]
+
+    def probabilities(self, logits: Any) -> npt.NDArray[np.float64]:
+        """What `logits`, float `[rows, labels]`, say of each label; in rows of sum 1 where one is given."""
+        scores = np.asarray(logits, dtype=np.float64)
+        if self.multi_label:
+            return sigmoid(scores)
+        exponents = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        rows: npt.NDArray[np.float64] = exponents / exponents.sum(axis=-1, keepdims=True)
+        return rows
+
+    def _decide(self, logits: Any) -> npt.NDArray[np.int64]:
+        """The id of the label that each row is given, int64 `[rows]`."""
+        rows = self.probabilities(logits)
+        if self.thresholds and self.labels is not None:
+            return (rows[:, 1] >= self.thresholds[self.labels[1]]).astype(np.int64)
+        return rows.argmax(axis=-1)
 
     def finish(self, outputs: Mapping[str, Any]) -> list[Answer]:
         """Turns `logits` (float `[rows, labels]`) into answers.
 
         Returns:
-            `{"label", "probability", "probabilities"}` for each row, `{"value"}` for regression.
+            `{"label", "probability", "probabilities"}` for each row, `{"labels", "probabilities"}` where
+            there may be any number, `{"value"}` for regression.
         """
-        logits = np.asarray(outputs["logits"], dtype=np.float64)
+        logits = outputs["logits"]
         if self.labels is None:
-            return [{"value": float(value)} for value in logits.reshape(-1)]
-        exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        rows = exponents / exponents.sum(axis=-1, keepdims=True)
-        best = rows.argmax(axis=-1)
+            return [{"value": float(value)} for value in np.asarray(logits).reshape(-1)]
+        named = [dict(zip(self.labels, row, strict=True)) for row in self.probabilities(logits).tolist()]
+        if self.multi_label:
+            return [{"labels": self._given(row), "probabilities": row} for row in named]
+        chosen = [self.labels[index] for index in self._decide(logits).tolist()]
         return [
-            {
-                "label": self.labels[index],
-                "probability": float(row[index]),
-                "probabilities": dict(zip(self.labels, row.tolist(), strict=True)),
-            }
-            for index, row in zip(best.tolist(), rows, strict=True)
+            {"label": label, "probability": row[label], "probabilities": row}
+            for label, row in zip(chosen, named, strict=True)
         ]
 
+    def _given(self, probabilities: Mapping[str, float]) -> list[str]:
+        return [label for label, value in probabilities.items() if value >= self.thresholds.get(label, 0.5)]
+
+    def layout(self, columns: Sequence[str] | None = None) -> Layout:
+        """How the task's files are laid out.
+
+        Args:
+            columns: names of the cells of a table without a header, in order.
+        """
+        layout = Layout() if self.task is None else self.task.layout
+        cells = layout.cells if columns is None else tuple(columns)
+        return dataclasses.replace(layout, pair=self.pair, cells=cells, separator=self.label_separator)
+
     def read(self, path: Path, *, columns: Sequence[str] | None = None) -> Dataset:
-        return file_columns(label_column(self.labels), pair=self.pair, names=columns).read(path)
+        return read_classification(path, self.layout(columns))
 
     def parse(self, line: str) -> Raw:
         """Reads `text_a`, or `text_a<TAB>text_b` for pairs."""
@@ -126,127 +245,31 @@ class ClassificationProcessor(TextProcessor):
         return "\t".join(f"{value:.8g}" for value in values)
 
     def metrics(self) -> dict[str, Metric]:
+        if self.multi_label:
+            thresholds = [self.thresholds.get(label, 0.5) for label in self.labels or ()]
+            return {
+                "micro_f1": MicroF1(thresholds=thresholds),
+                "macro_f1": MultiLabelMacroF1(thresholds=thresholds),
+                "exact_match": ExactMatch(thresholds=thresholds),
+            }
+        metrics = {name: _METRICS[name]() for name in self._metric_names()}
+        if not self.thresholds:
+            return metrics
+        return {name: AtThreshold(metric, self._decide) for name, metric in metrics.items()}
+
+    def _metric_names(self) -> Sequence[str]:
+        if self.task is not None:
+            return self.task.metrics
         if self.labels is None:
-            return {"pearson": Pearson(), "spearman": Spearman()}
-        if len(self.labels) == 2:
-            return {"acc": Acc(), "f1": F1()}
-        return {"acc": Acc(), "macro_f1": MacroF1()}
+            return ("pearson", "spearman")
+        return ("acc", "f1" if len(self.labels) == 2 else "macro_f1")
 
 
-def file_columns(
-    label: Column, *, pair: bool | None = None, names: Sequence[str] | None = None
-) -> FeatureColumns:
-    """The columns of training and evaluation files: `text_a`, `text_b` where there is one, the label.
-
-    Args:
-        label: how the label is read; see `label_column` and `raw_label_column`.
-        pair: whether there is a `text_b`; None leaves it to the file.
-        names: names of a file's columns in order, where it has no header; see `FeatureColumns`.
-    """
-    columns: list[Column] = [RawColumn("text_a", aliases=TEXT_A_NAMES)]
-    if pair is not False:
-        columns.append(RawColumn("text_b", aliases=TEXT_B_NAMES, optional=pair is None))
-    return FeatureColumns([*columns, label], file_columns=names)
-
-
-def label_column(labels: Sequence[str] | None) -> LabelColumn:
-    """The label: ids in the order of `labels`, or float32 numbers for regression (None)."""
-    if labels is None:
-        return LabelColumn("label", dtype="float32", aliases=LABEL_NAMES)
-    return LabelColumn("label", vocab=labels, aliases=LABEL_NAMES)
-
-
-def raw_label_column(*, optional: bool = False) -> RawColumn:
-    """The label as it stands in the file."""
-    return RawColumn("label", aliases=LABEL_NAMES, optional=optional)
-
-
-def find_labels(train: Path, columns: FeatureColumns, wanted: Any) -> list[str] | None:
-    """Label texts by id: as `label_map.json` beside the training data says, else sorted as found in it.
-
-    Args:
-        train: the training file, or folder of parts.
-        columns: with the label as it stands in the file; see `raw_label_column`.
-        wanted: the number of labels there should be; 1 is a regression, None takes what is there.
-
-    Returns:
-        None for a regression.
-
-    Raises:
-        ConfigError: `label_map.json` is none, the number of labels is not the wanted one, or two labels
-            are spellings of one (`1` and `01`, `yes` and `Yes`).
-        DataError: a row without a label; it names file and line.
-    """
-    if wanted == 1:
-        return None
-    label_map = train.parent / "label_map.json"
-    if label_map.exists():
-        labels = _read_label_map(label_map)
-    else:
-        found = (columns.read(part).map(_label_of) for part in source_files(train.name, data_dir=train))
-        counts = collections.Counter(itertools.chain.from_iterable(found))
-        labels = number_labels(counts)
-        if wanted is None and all(map(_is_number, labels)) and not all(map(_is_whole, labels)):
-            raise ConfigError(
-                f"The labels of {train} are numbers such as {labels[0]}. For a regression set num_label "
-                "to 1; to take each for a class, set it to their number."
-            )
-        _check_spellings(counts, train)
-    if wanted is not None and wanted != len(labels):
-        shown = ", ".join(labels[:10]) + (", ..." if len(labels) > 10 else "")
-        raise ConfigError(f"num_label is {wanted!r}, but there are {len(labels)} labels: {shown}.")
-    return labels
-
-
-def _check_spellings(counts: Mapping[str, int], train: Path) -> None:
-    """Refuses labels that differ in spelling only, since each would become a class of its own."""
-    spelt: dict[str, str] = {}
-    for label in counts:
-        plain = unicodedata.normalize("NFKC", label).strip().lower()
-        other = spelt.setdefault(str(int(plain)) if _is_whole(plain) else plain, label)
-        if other != label:
-            raise ConfigError(
-                f"{train} has the labels {other!r} ({counts[other]} rows) and {label!r} ({counts[label]} "
-                "rows), two spellings of one. Correct the data; if they are meant to be two, number them "
-                f"in {train.parent / 'label_map.json'}."
-            )
-
-
-def _is_whole(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
-
-
-def _is_number(text: str) -> bool:
+def _number(value: Any) -> np.float32:
     try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def _label_of(row: Raw) -> str:
-    label = str(row["label"]).strip()
-    if not label:
-        raise DataError("the label is empty")
-    return label
-
-
-def _read_label_map(path: Path) -> list[str]:
-    """Reads a JSON object of label to id; returns the labels by id."""
-    try:
-        ids = json.loads(path.read_text("utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
-    numbers = list(ids.values()) if isinstance(ids, dict) else []
-    if set(map(type, numbers)) != {int} or sorted(numbers) != list(range(len(numbers))):
-        raise ConfigError(
-            f"{path} must be an object that numbers the labels from 0 without gaps, got {ids!r:.200}."
-        )
-    return sorted(ids, key=ids.__getitem__)
-
-
-def number_labels(found: Iterable[str]) -> list[str]:
-    """Label texts in the order of their ids: by value if all are whole numbers, else sorted as text."""
-    texts = sorted(set(found))
-    if all(map(_is_whole, texts)):
-        return sorted(texts, key=int)
-    return texts
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the label is {value!r:.80}; expected a number") from error
+    if not math.isfinite(number):
+        raise DataError(f"the label is {value!r:.80}; expected a finite number")
+    return np.float32(number)

@@ -5,19 +5,16 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from ernie.config import ErnieConfig
-from ernie.modeling import ClassificationHead, ErnieModel
-from ernie.tasks.classification import ClassificationProcessor
+from ernie.modeling import ErnieModel
 from ernie.tasks.processor import TextProcessor
 from ernie.tasks.training import Training, layer_rates
 from propeller.bundle import ArraySpec
 from propeller.errors import ConfigError
 from propeller.metrics import Metric
-from propeller.paddle import losses, optimization
+from propeller.paddle import optimization
 from propeller.paddle.runtime import paddle
-from propeller.paddle.train.model import Model, Tensors
+from propeller.paddle.train.model import Model
 from propeller.types import HParams, RunConfig, RunMode
-
-F = paddle.nn.functional
 
 # What of an encoder may change while a run goes on.
 _PASSING = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
@@ -93,57 +90,3 @@ class TaskModel(Model):
 
     def metrics(self) -> dict[str, Metric]:
         return self.processor.metrics()
-
-
-class ClassificationModel(TaskModel):
-    """ERNIE with a linear layer over the pooled output; cross entropy, or squared error for one label."""
-
-    takes_r_drop = True
-    processor: ClassificationProcessor
-
-    def __init__(
-        self,
-        hparams: HParams,
-        mode: RunMode,
-        run_config: RunConfig,
-        *,
-        config: ErnieConfig,
-        processor: ClassificationProcessor,
-    ):
-        super().__init__(hparams, mode, run_config, config=config, processor=processor)
-        self.head = ClassificationHead(config, processor.num_outputs)
-
-    def forward(self, features: Tensors) -> Tensors:
-        """Returns `logits`, float32 `[batch, labels]`, and in training with R-Drop `second_logits`."""
-        input_ids, token_type_ids = features["input_ids"], features["token_type_ids"]
-        if self.mode is not RunMode.TRAIN or not self.training_settings.r_drop:
-            return {"logits": self._logits(input_ids, token_type_ids)}
-        # Both passes as one batch of twice the rows: dropout differs from row to row.
-        twice = (paddle.concat([ids, ids]) for ids in (input_ids, token_type_ids))
-        logits, rows = self._logits(*twice), len(input_ids)
-        return {"logits": logits[:rows], "second_logits": logits[rows:]}
-
-    def _logits(self, input_ids: paddle.Tensor, token_type_ids: paddle.Tensor) -> paddle.Tensor:
-        return self.head(self.encoder(input_ids, token_type_ids).pooled)
-
-    def loss(self, predictions: Tensors, labels: paddle.Tensor) -> tuple[paddle.Tensor, Any]:
-        """Summed over the examples; the weight is their number.
-
-        With R-Drop it is `(NLL1 + NLL2 + alpha * KL) / 2`, where the indices are those of the two passes and
-        KL is `losses.r_drop`: half of the paper's objective, so that alpha is the paper's and the sum
-        has the size of a plain loss. Where code has `(NLL1 + NLL2) / 2 + alpha * KL`, such as PaddleNLP's
-        `rdrop_coef`, its alpha is half of this one.
-        """
-        logits = predictions["logits"]
-        total = self._example_losses(logits, labels)
-        if "second_logits" in predictions:
-            second = predictions["second_logits"]
-            apart = losses.r_drop(logits, second, regression=self.processor.labels is None)
-            total = (total + self._example_losses(second, labels) + self.training_settings.r_drop * apart) / 2
-        return total, len(labels)
-
-    def _example_losses(self, logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
-        """Their sum."""
-        if self.processor.labels is None:
-            return F.mse_loss(logits.squeeze(-1), labels, reduction="sum")
-        return F.cross_entropy(logits, labels, reduction="sum")

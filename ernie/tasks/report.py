@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -41,7 +40,7 @@ def data_report(
             lengths.append(int(example["num_tokens"]))
             unknown += int(np.count_nonzero(example["input_ids"] == unk_id))
             tokens += len(example["input_ids"])
-            found.append(example["label"].item() if hasattr(example["label"], "item") else example["label"])
+            found.append(example["label"])
         if not lengths:
             raise DataError(f"The {name} set is empty.")
         cut = sum(length > max_seqlen for length in lengths)
@@ -49,16 +48,23 @@ def data_report(
             f"{name}: {len(lengths)} rows, tokens a row: mean {np.mean(lengths):.1f}, "
             f"95 % up to {np.percentile(lengths, 95):.0f}, longest {max(lengths)}; "
             f"cut at {max_seqlen}: {cut / len(lengths):.1%}; unknown tokens: {unknown / tokens:.2%}; "
-            f"labels: {_label_counts(found, processor.labels)}"
+            f"labels: {_label_counts(found, processor)}"
         )
     return "\n".join(lines + _shared(texts))
 
 
-def _label_counts(found: Sequence[Any], labels: Sequence[str] | None) -> str:
-    if labels is None:
-        return f"{min(found):g} to {max(found):g}, mean {np.mean(found):.3f}"
-    counts = collections.Counter(found)
-    return ", ".join(f"{label} {counts[index]}" for index, label in enumerate(labels))
+def _label_counts(found: Sequence[Any], processor: ClassificationProcessor) -> str:
+    if processor.labels is None:
+        values = np.asarray(found, np.float64)
+        return f"{values.min():g} to {values.max():g}, mean {values.mean():.3f}"
+    if processor.multi_label:
+        rows = np.stack(found)
+        counts = rows.sum(axis=0).astype(int)
+        more = f"; {rows.sum(axis=1).mean():.2f} a row, {int((rows.sum(axis=1) == 0).sum())} rows without"
+    else:
+        counts, more = np.bincount(np.asarray(found), minlength=len(processor.labels)), ""
+    named = zip(processor.labels, counts.tolist(), strict=True)
+    return ", ".join(f"{label} {count}" for label, count in named) + more
 
 
 def _shared(texts: Mapping[str, Iterable[tuple[str, ...]]]) -> list[str]:

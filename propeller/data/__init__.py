@@ -9,15 +9,24 @@ from propeller.lazy import attach
 if TYPE_CHECKING:
     from propeller.data.batching import pad_batch as pad_batch
     from propeller.data.cache import prepare_files as prepare_files
+    from propeller.data.collate import Dict as Dict
+    from propeller.data.collate import Pad as Pad
+    from propeller.data.collate import Stack as Stack
+    from propeller.data.collate import Tuple as Tuple
     from propeller.data.columns import Column as Column
     from propeller.data.columns import LabelColumn as LabelColumn
     from propeller.data.columns import RawColumn as RawColumn
     from propeller.data.columns import TextColumn as TextColumn
     from propeller.data.columns import TextIDColumn as TextIDColumn
     from propeller.data.dataset import Dataset as Dataset
+    from propeller.data.datasets import IterDataset as IterDataset
+    from propeller.data.datasets import MapDataset as MapDataset
     from propeller.data.feature_column import FeatureColumns as FeatureColumns
     from propeller.data.feature_column import Layout as Layout
     from propeller.data.node import Position as Position
+    from propeller.data.readers import DatasetReader as DatasetReader
+    from propeller.data.readers import load_dataset as load_dataset
+    from propeller.data.readers import register_reader as register_reader
     from propeller.data.record import RecordFile as RecordFile
     from propeller.data.record import RecordWriter as RecordWriter
     from propeller.data.signature import difference as difference
@@ -27,10 +36,13 @@ __getattr__, __dir__, __all__ = attach(
     {
         "propeller.data.batching": ["pad_batch"],
         "propeller.data.cache": ["prepare_files"],
+        "propeller.data.collate": ["Dict", "Pad", "Stack", "Tuple"],
         "propeller.data.columns": ["Column", "LabelColumn", "RawColumn", "TextColumn", "TextIDColumn"],
         "propeller.data.dataset": ["Dataset"],
+        "propeller.data.datasets": ["IterDataset", "MapDataset"],
         "propeller.data.feature_column": ["FeatureColumns", "Layout"],
         "propeller.data.node": ["Position"],
+        "propeller.data.readers": ["DatasetReader", "load_dataset", "register_reader"],
         "propeller.data.record": ["RecordFile", "RecordWriter"],
         "propeller.data.signature": ["difference"],
     },

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from propeller.data.batching import BatchMaker, Bucket, Collate, PaddedBatch, TokenBatch
+from propeller.data.chunks import Batches, MapChunks
 from propeller.data.node import Context, Entries, Node, Position
 from propeller.data.prefetch import Buffered
 from propeller.data.record import RecordFile
 from propeller.data.signature import Signature, as_json
-from propeller.data.sources import FileSource, GeneratorSource, ListSource, PathLike, RecordSource
+from propeller.data.sources import (
+    FileSource,
+    GeneratorSource,
+    ListSource,
+    PathLike,
+    RecordSource,
+    source_of,
+)
 from propeller.data.transforms import Filter, Interleave, Map, PoolShuffle, Repeat, Shard, Shuffle, Take
 from propeller.errors import ConfigError, DataError
 
+_UNSEEDED = Context(seed=0)
 _POOL_BATCHES = 64
 _POOL_EXAMPLES = 8192
 
@@ -37,6 +47,21 @@ class Dataset:
 
     def __init__(self, node: Node):
         self._node = node
+
+    @staticmethod
+    def of(data: Any) -> Dataset:
+        """Takes data as they are.
+
+        Args:
+            data: a `Dataset`; anything with a length and an index (a list, an array, a `paddle.io.Dataset`, a
+                `datasets.Dataset` of Hugging Face); a data frame of pandas, whose rows become dicts; anything
+                that can be iterated; or a function that returns such a thing, called for each pass. An
+                iterator or a generator can be gone through once.
+
+        Raises:
+            ConfigError: it is none of these, or a dict or text.
+        """
+        return Dataset(data._node if isinstance(data, Dataset) else source_of(data))
 
     @classmethod
     def from_list(cls, items: Sequence[Any]) -> Dataset:
@@ -111,10 +136,10 @@ class Dataset:
                 "this dataset has no random access; over a list or a record file it has, also mapped, "
                 "shuffled, sharded or cut by take()"
             )
-        size = len(self)
+        size, index = len(self), operator.index(index)
         if not -size <= index < size:
             raise IndexError(f"item {index} of {size}")
-        return self._node.at(index % size, Context(seed=0))
+        return self._node.at(index % size, _UNSEEDED)
 
     def epoch(self, position: Position) -> int:
         """Returns the epoch, from 0, to which the item that came with `position` belongs.
@@ -141,9 +166,22 @@ class Dataset:
         """
         return as_json(self._node.signature())
 
-    def map(self, func: Callable[[Any], Any]) -> Dataset:
-        """Gives `func(item)` for each item."""
-        return Dataset(Map(self._node, func))
+    def map(self, func: Callable[[Any], Any], *, batched: bool = False, batch_size: int = 1000) -> Dataset:
+        """Gives `func(item)` for each item, or with `batched` what `func` makes of many.
+
+        Args:
+            func: a function of an item; with `batched` of a list of items, which returns a list of any
+                number. Tokenizers are faster so, and an example may become several, or none.
+            batched: see `func`. There is no random access to the result.
+            batch_size: items that `func` gets at a time with `batched`; the last ones may be fewer.
+
+        Raises:
+            ConfigError: `batch_size` is less than 1.
+        """
+        if not batched:
+            return Dataset(Map(self._node, func))
+        _at_least(1, batch_size=batch_size)
+        return Dataset(MapChunks(self._node, func, batch_size))
 
     def filter(self, func: Callable[[Any], Any]) -> Dataset:
         """Keeps the items for which `func(item)` is true."""
@@ -204,8 +242,8 @@ class Dataset:
         """
         _at_least(1, cycle_length=cycle_length, block_length=block_length)
 
-        datasets = self if func is None else self.map(func)
-        return Dataset(Interleave(datasets._node, _node_of, cycle_length, block_length))
+        datasets = self._node if func is None else Map(self._node, func)
+        return Dataset(Interleave(datasets, _node_of, cycle_length, block_length))
 
     def take(self, n: int) -> Dataset:
         """Keeps the first `n` items.
@@ -226,6 +264,23 @@ class Dataset:
         """
         _at_least(1, n=n)
         return Dataset(Buffered(self._node, n))
+
+    def batch(
+        self, batch_size: int, collate: Callable[[list[Any]], Any], drop_remainder: bool = False
+    ) -> Dataset:
+        """Makes batches of `batch_size` items, in order, by a function of your own.
+
+        Args:
+            batch_size: items a batch.
+            collate: makes a batch of a list of items; see `propeller.data.collate` for parts of one. A
+                `Learner` takes dicts of name to array, which `Dict(...).as_dict` gives.
+            drop_remainder: leaves out a last batch that is not full.
+
+        Raises:
+            ConfigError: `batch_size` is less than 1.
+        """
+        _at_least(1, batch_size=batch_size)
+        return Dataset(Batches(self._node, collate, batch_size, drop_remainder))
 
     def padded_batch(
         self,

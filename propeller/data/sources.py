@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,7 +25,7 @@ from propeller.data.node import (
 )
 from propeller.data.record import RecordFile
 from propeller.data.signature import Signature, file_entry, function_name, items_sha256
-from propeller.errors import DataError
+from propeller.errors import ConfigError, DataError
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -80,6 +80,30 @@ class GeneratorSource(Node):
 
     def signature(self) -> Signature:
         return [{"kind": "generator", "function": function_name(self._func)}]
+
+
+class _Again:
+    """A function that starts an iterable anew, for a `GeneratorSource`.
+
+    Args:
+        items: the iterable. An iterator can be gone through once: a second start is an error.
+    """
+
+    def __init__(self, items: Iterable[Any]):
+        self._items = items
+        self._is_spent = False
+        self.__qualname__ = type(items).__qualname__
+
+    def __call__(self) -> Iterator[Any]:
+        iterator = iter(self._items)
+        if iterator is self._items:
+            if self._is_spent:
+                raise DataError(
+                    f"this dataset was made of a {self.__qualname__}, which can be gone through only once, "
+                    "and was. Give a list, or the function that makes it, for more than one pass."
+                )
+            self._is_spent = True
+        return iterator
 
 
 class RecordSource(Node):
@@ -162,6 +186,39 @@ class FileSource(Node):
                         yield decode_line(raw[3:] if bom else raw, path, number), offset, number
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"cannot be read: {error}", path=path, line=number + 1) from error
+
+
+def source_of(data: Any) -> Node:
+    """Returns the source that `Dataset.of` documents.
+
+    Raises:
+        ConfigError: the data are of a kind that is no source.
+    """
+    if isinstance(data, (str, bytes, os.PathLike)):
+        raise ConfigError(f"the data are {data!r:.80}; from_file() reads a file, load_dataset() knows names")
+    if isinstance(data, Mapping):
+        names = ", ".join(map(repr, list(data)[:5]))
+        raise ConfigError(f"the data are a dict with {names or 'nothing'}; expected one of its values")
+    if hasattr(data, "iloc") and hasattr(data, "to_dict"):  # a data frame, whose index means columns
+        return ListSource(data.to_dict("records"))
+    if _has_length(data):
+        return ListSource(data)
+    if isinstance(data, Iterable):
+        return GeneratorSource(_Again(data))
+    if callable(data):
+        return GeneratorSource(data)
+    raise ConfigError(f"the data are {data!r:.80}; expected a sequence, an iterable or a function")
+
+
+def _has_length(data: Any) -> bool:
+    """Whether data have an index and a length: streams may define both, only to raise."""
+    if not hasattr(data, "__getitem__"):
+        return False
+    try:
+        len(data)
+    except (TypeError, RuntimeError, NotImplementedError):
+        return False
+    return True
 
 
 def open_text_file(path: Path, gz: bool | None) -> io.BufferedReader | gzip.GzipFile:

@@ -1,0 +1,109 @@
+"""Functions of several items at a time: what maps a chunk to any number of items, and what makes batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from propeller.data.node import Context, Entries, Node, Origin, Position, Transform, as_parts, fail, name_of
+from propeller.data.signature import function_name
+from propeller.errors import DataError
+
+_Entry = tuple[Any, Position]
+
+
+class MapChunks(Transform):
+    """What `func` makes of each `size` items in a row: a list of any number of items.
+
+    Position: (source position before the chunk, items handed out of it), so a resume maps one chunk again;
+    after a chunk's last item (source position after it, 0).
+    """
+
+    def __init__(self, source: Node, func: Callable[[list[Any]], Sequence[Any]], size: int):
+        super().__init__(source)
+        self._func = func
+        self._size = size
+
+    def iterate(self, position: Position, context: Context) -> Entries:
+        start, done = (None, 0) if position is None else as_parts(position, 2)
+        stream = self.source.iterate(start, context)
+        while chunk := list(islice(stream, self._size)):
+            results = self._results(chunk, context)
+            end = chunk[-1][1]
+            for index in range(done, len(results)):
+                yield results[index], (start, index + 1) if index + 1 < len(results) else (end, 0)
+            start, done = end, 0
+
+    def origin(self, position: Position, context: Context) -> Origin | None:
+        return None  # an item may come of any of a chunk's
+
+    def epoch(self, position: Position) -> int:
+        return 0 if position is None else self.source.epoch(as_parts(position, 2)[0])
+
+    def settings(self) -> dict[str, Any]:
+        return {"kind": "map_chunks", "function": function_name(self._func), "batch_size": self._size}
+
+    def _results(self, chunk: list[_Entry], context: Context) -> Sequence[Any]:
+        try:
+            return checked_results(self._func, self._func([item for item, _ in chunk]))
+        except Exception as error:
+            for item, position in chunk:  # the one at fault, if it is so alone, too
+                try:
+                    self._func([item])
+                except Exception as alone:
+                    fail(self._func, alone, self.source.origin(position, context))
+            fail(self._func, error, self.source.origin(chunk[0][1], context))
+
+
+class Batches(Transform):
+    """What `func` makes of each `batch_size` items in a row. Position: the source's after the last."""
+
+    def __init__(self, source: Node, func: Callable[[list[Any]], Any], batch_size: int, drop_remainder: bool):
+        super().__init__(source)
+        self._func = func
+        self._batch_size = batch_size
+        self._drop_remainder = drop_remainder
+
+    def size(self) -> int | None:
+        size = self.source.size()
+        if size is None:
+            return None
+        return size // self._batch_size if self._drop_remainder else -(-size // self._batch_size)
+
+    def iterate(self, position: Position, context: Context) -> Entries:
+        stream = self.source.iterate(position, context)
+        while entries := list(islice(stream, self._batch_size)):
+            if len(entries) < self._batch_size and self._drop_remainder:
+                return
+            try:
+                batch = self._func([item for item, _ in entries])
+            except Exception as error:
+                fail(self._func, error, self.source.origin(entries[0][1], context))
+            yield batch, entries[-1][1]
+
+    def origin(self, position: Position, context: Context) -> Origin | None:
+        return None  # a batch has many
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "kind": "batch",
+            "function": function_name(self._func),
+            "batch_size": self._batch_size,
+            "drop_remainder": self._drop_remainder,
+        }
+
+
+def checked_results(func: Callable[..., Any], results: Any) -> Sequence[Any]:
+    """Returns what a function of many items gave, if that is many items.
+
+    Raises:
+        DataError: it is not.
+    """
+    if isinstance(results, (str, bytes, Mapping)) or not hasattr(results, "__len__"):
+        raise DataError(
+            f"{name_of(func)} returned {type(results).__name__}; expected a list of examples, as it is "
+            "mapped with batched=True"
+        )
+    found: Sequence[Any] = results
+    return found
