@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -21,15 +22,24 @@ _CHUNK = 512
 Score = Callable[[Sequence[Raw], Sequence[Answer]], Mapping[str, float]]
 
 
-def answer_columns(raw: Raw, window: int) -> dict[str, Any]:
-    """The columns by which an example's window is known to `AnswerMetric`; they never reach the model."""
-    return {"raw": atomic.to_json(raw), "window": window}
+def with_answer_columns(raw: Raw, examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Adds to the windows of a raw example the columns by which `AnswerMetric` knows them.
+
+    They never reach the model: `raw`, JSON, in the first window only, since it may be long; `example`, the
+    same in all; `window`, the place.
+    """
+    text = atomic.to_json(raw)
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return [
+        {**example, "raw": "" if place else text, "example": digest, "window": place}
+        for place, example in enumerate(examples)
+    ]
 
 
 class AnswerMetric(Metric):
     """Joins the windows of every raw example to its answer, and scores all answers at the end.
 
-    Reads the columns of `answer_columns`. What is kept is what `finish` makes of each window.
+    Reads the columns of `with_answer_columns`. What is kept is what `finish` makes of each window.
 
     Args:
         processor: the task.
@@ -42,20 +52,25 @@ class AnswerMetric(Metric):
         self.reset()
 
     def reset(self) -> None:
-        # Of each raw example, for each window, its parts: several where the example stands in the data more
-        # than once.
+        # By `example`: the raw one, and for each window its parts, several where the example stands in the
+        # data more than once.
+        self._raws: dict[str, str] = {}
         self._parts: dict[str, dict[int, list[Answer]]] = {}
 
     def update(self, predictions: Mapping[str, Array], labels: Any, features: Mapping[str, Any]) -> None:
-        raws, windows = features["raw"], np.asarray(features["window"]).tolist()
+        windows = np.asarray(features["window"]).tolist()
         parts = self._processor.finish(predictions)
-        if not len(raws) == len(windows) == len(parts):
-            raise DataError(f"{len(parts)} parts of answers for {len(raws)} rows; expected one for each.")
-        for raw, window, part in zip(raws, windows, parts, strict=True):
-            self._add(raw, window, [part])
+        if len(parts) != len(windows):
+            raise DataError(f"{len(parts)} parts of answers for {len(windows)} rows; expected one for each.")
+        for raw, example, window, part in zip(
+            features["raw"], features["example"], windows, parts, strict=True
+        ):
+            if raw:
+                self._raws[example] = raw
+            self._add(example, window, [part])
 
-    def _add(self, raw: str, window: int, parts: list[Answer]) -> None:
-        self._parts.setdefault(raw, collections.defaultdict(list))[window] += parts
+    def _add(self, example: str, window: int, parts: list[Answer]) -> None:
+        self._parts.setdefault(example, collections.defaultdict(list))[window] += parts
 
     def compute(self) -> Mapping[str, float]:
         """The scores over all raw examples of which all windows were seen.
@@ -68,23 +83,25 @@ class AnswerMetric(Metric):
         """The raw examples of which all windows were seen, and the answers to them."""
         raws: list[Raw] = []
         answers: list[Answer] = []
-        texts = iter(self._parts.items())
-        while chunk := list(itertools.islice(texts, _CHUNK)):
-            loaded = [json.loads(text) for text, _ in chunk]
+        seen = iter(self._raws.items())
+        while chunk := list(itertools.islice(seen, _CHUNK)):
+            loaded = [json.loads(text) for _, text in chunk]
             windows = self._processor.windows(loaded)
-            for raw, examples, (_, parts) in zip(loaded, windows, chunk, strict=True):
-                seen = [parts.get(window, []) for window in range(len(examples))]
-                for chosen in zip(*seen, strict=False):
+            for raw, examples, (name, _) in zip(loaded, windows, chunk, strict=True):
+                parts = [self._parts[name].get(window, []) for window in range(len(examples))]
+                for chosen in zip(*parts, strict=False):
                     raws.append(raw)
                     answers.append(self._processor.join(raw, examples, chosen))
         return raws, answers
 
     def state(self) -> dict[str, Array]:
-        text = atomic.to_json(self._parts).encode("utf-8", "surrogatepass")
-        return {"parts": np.frombuffer(text, dtype=np.uint8)}
+        text = atomic.to_json([self._raws, self._parts]).encode("utf-8", "surrogatepass")
+        return {"answers": np.frombuffer(text, dtype=np.uint8)}
 
     def merge(self, state: Mapping[str, Array]) -> None:
-        text = state_array(state, "parts").tobytes().decode("utf-8", "surrogatepass")
-        for raw, windows in json.loads(text).items():
-            for window, parts in windows.items():
-                self._add(raw, int(window), parts)
+        text = state_array(state, "answers").tobytes().decode("utf-8", "surrogatepass")
+        raws, parts = json.loads(text)
+        self._raws |= raws
+        for example, windows in parts.items():
+            for window, found in windows.items():
+                self._add(example, int(window), found)

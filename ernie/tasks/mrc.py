@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ernie.encoding import Pieces
-from ernie.tasks.answer_metric import AnswerMetric, answer_columns
+from ernie.tasks.answer_metric import AnswerMetric, with_answer_columns
 from ernie.tasks.mrc_files import read_mrc
 from ernie.tasks.mrc_scores import cmrc_scores, squad_scores
 from ernie.tasks.mrc_spans import SpanSearch, Window
@@ -131,15 +131,12 @@ class MrcProcessor(TextProcessor):
         Returns:
             What `windows` gives, one after the other, without the places in the text.
         """
-        examples = []
+        prepared = []
         for raw, windows in zip(raws, self.windows(raws), strict=True):
+            examples = [{name: window[name] for name in window if name not in _PLACES} for window in windows]
             is_for_metrics = self.label_names[0] in windows[0]
-            columns = answer_columns(raw, 0) if is_for_metrics else {}
-            for number, window in enumerate(windows):
-                for name in _PLACES:
-                    del window[name]
-                examples.append({**window, **columns, "window": number} if columns else window)
-        return examples
+            prepared += with_answer_columns(raw, examples) if is_for_metrics else examples
+        return prepared
 
     def windows(self, raws: Sequence[Raw]) -> list[list[dict[str, Any]]]:
         """Tokenises a batch into the windows of each example.

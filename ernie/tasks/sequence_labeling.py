@@ -25,7 +25,7 @@ import numpy as np
 
 from ernie import crf
 from ernie.encoding import Encoding
-from ernie.tasks.answer_metric import AnswerMetric, answer_columns
+from ernie.tasks.answer_metric import AnswerMetric, with_answer_columns
 from ernie.tasks.entity_scores import MODES, entity_scores
 from ernie.tasks.ner_files import JOINT, read_ner, split_units
 from ernie.tasks.processor import TextProcessor
@@ -133,9 +133,9 @@ class SequenceLabelingProcessor(TextProcessor):
     def prepare(self, raws: Sequence[Raw]) -> list[dict[str, Any]]:
         """Tokenises a batch into windows; labelled ones keep what `AnswerMetric` needs. See `windows`."""
         return [
-            {**example, **answer_columns(raw, number)} if "labels" in raw else example
+            example
             for raw, examples in zip(raws, self.windows(raws), strict=True)
-            for number, example in enumerate(examples)
+            for example in (with_answer_columns(raw, examples) if "labels" in raw else examples)
         ]
 
     def windows(self, raws: Sequence[Raw]) -> list[list[dict[str, Any]]]:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ernie.tasks.answer_metric import AnswerMetric, answer_columns
+from ernie.tasks.answer_metric import AnswerMetric, with_answer_columns
 from propeller.data import pad_batch
 from propeller.errors import DataError
 
@@ -19,11 +19,13 @@ class Digits:
 
     def windows(self, raws):
         return [
-            [
-                {"digits": np.array([int(digit) for digit in raw["text"][start : start + 2]], np.int64)}
-                | answer_columns(raw, window)
-                for window, start in enumerate(range(0, len(raw["text"]), 2))
-            ]
+            with_answer_columns(
+                raw,
+                [
+                    {"digits": np.array([int(digit) for digit in raw["text"][start : start + 2]], np.int64)}
+                    for start in range(0, len(raw["text"]), 2)
+                ],
+            )
             for raw in raws
         ]
 
@@ -72,7 +74,7 @@ def test_windows_on_several_ranks():
     for one in ranks:
         whole.merge(one.state())
     assert whole.compute() == {"right": 1.0, "answers": len(TEXTS)}
-    assert whole.state()["parts"].ndim == 1
+    assert whole.state()["answers"].ndim == 1
 
 
 def test_a_wrong_answer_shows():
@@ -88,6 +90,7 @@ def test_what_was_not_seen_as_a_whole_does_not_count():
     columns = pad_batch([rows[0][1], rows[1][0]])
     one.update({"sums": columns["digits"].sum(axis=1)}, None, columns)
     assert one.answers() == ([{"text": "5"}], [{"sum": 5.0}])
+    assert [row["raw"] for row in rows[0]] == ['{"text": "1234"}', ""]
     one.reset()
     assert np.isnan(one.compute()["right"])
 
@@ -95,10 +98,10 @@ def test_what_was_not_seen_as_a_whole_does_not_count():
 def test_texts_that_no_utf8_can_hold_cross_ranks():
     lone = SimpleNamespace(finish=lambda outputs: [{}])
     one, other = AnswerMetric(lone, score), AnswerMetric(lone, score)
-    columns = answer_columns({"text": "\ud800"}, 0)
+    (columns,) = with_answer_columns({"text": "\ud800"}, [{}])
     one.update({}, None, {name: [value] for name, value in columns.items()})
     other.merge(one.state())
-    assert other.state()["parts"].tobytes() == one.state()["parts"].tobytes()
+    assert other.state()["answers"].tobytes() == one.state()["answers"].tobytes()
     assert json.loads(columns["raw"]) == {"text": "\ud800"}
 
 
