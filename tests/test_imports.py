@@ -43,7 +43,6 @@ PADDLE = (
     "ernie.tasks.models",
     "ernie.tasks.mrc_predictions",
     "ernie.tasks.predicting",
-    "ernie.tasks.thresholds",
     "ernie.tasks.*_model",
 )
 NOBODY_IMPORTS = ("example", "distill", "script", "inference", "tests")

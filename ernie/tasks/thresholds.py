@@ -68,8 +68,8 @@ class AtThreshold(Metric):
 def best_threshold(probabilities: Array, positive: Array) -> tuple[float, float]:
     """The threshold that gives the highest F1, and that F1.
 
-    All that lie between two probabilities decide alike: the middle is taken. Of several that are equally
-    good, that nearest to 0.5.
+    All that lie between two probabilities decide alike: 0.5 is taken where it is among them, else their
+    middle. Of several that are equally good it is the nearest to 0.5.
 
     Args:
         probabilities: float `[N]`.

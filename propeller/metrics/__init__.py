@@ -10,6 +10,8 @@ from __future__ import annotations
 from propeller.metrics.base import Metric, compute_all
 from propeller.metrics.counts import F1, MCC, Acc, ClassCounts, ConfusionMatrix, MacroF1, Precision, Recall
 from propeller.metrics.moments import Mean, Pearson
+from propeller.metrics.multi_label import ExactMatch, MicroF1, MultiLabelMacroF1
+from propeller.metrics.ranking import Ranking, Retrieval
 from propeller.metrics.ranks import AUC, Spearman
 
 __all__ = [
@@ -17,14 +19,19 @@ __all__ = [
     "Acc",
     "ClassCounts",
     "ConfusionMatrix",
+    "ExactMatch",
     "F1",
     "MCC",
     "MacroF1",
     "Mean",
     "Metric",
+    "MicroF1",
+    "MultiLabelMacroF1",
     "Pearson",
     "Precision",
+    "Ranking",
     "Recall",
+    "Retrieval",
     "Spearman",
     "compute_all",
 ]

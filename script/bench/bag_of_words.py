@@ -16,7 +16,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from ernie.tasks.classification import file_columns, raw_label_column
+from ernie.tasks.classification_files import Layout, read_classification
 
 
 def main() -> None:
@@ -27,10 +27,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--ngrams", type=int, default=1, help="characters a feature has at most")
     args = parser.parse_args()
-    columns = file_columns(raw_label_column(), pair=False)
     texts, labels = {}, {}
     for name in ("train", "dev"):
-        rows = list(columns.read(args.data / f"{name}.tsv"))
+        rows = list(read_classification(args.data / f"{name}.tsv", Layout(pair=False)))
         texts[name] = [row["text_a"] for row in rows]
         labels[name] = np.array([row["label"] for row in rows])
     _, counts = np.unique(labels["dev"], return_counts=True)

@@ -30,7 +30,7 @@ from typing import Any
 
 from train_job import Job, Report, read_report
 
-from ernie.tasks.classification import ClassificationProcessor, file_columns, label_column
+from ernie.tasks.classification import ClassificationProcessor
 from ernie.tokenizing import load_tokenizer
 from propeller.cores import available_cores
 
@@ -101,8 +101,7 @@ def read_examples(data: Path, peer: Path, seq_len: int | None) -> Examples:
     """
     init = peer / "init"
     processor = ClassificationProcessor(load_tokenizer(init), ["0", "1"], max_seqlen=MAX_SEQLEN, pair=False)
-    columns = file_columns(label_column(processor.labels))
-    rows = processor.prepare(list(itertools.islice(columns.read(data / "SST-2/train.tsv.gz"), NUM_ROWS)))
+    rows = processor.prepare(list(itertools.islice(processor.read(data / "SST-2/train.tsv.gz"), NUM_ROWS)))
     order = itertools.chain.from_iterable(json.loads((peer / "batches.json").read_text()))
     encoded = [{"input_ids": row["input_ids"].tolist(), "label": int(row["label"])} for row in rows]
     examples = [encoded[row] for row in order]

@@ -14,7 +14,7 @@ from train_job import Job, Recorder, Report, parse_job, peak_bytes, write_report
 import propeller.paddle as propeller
 from ernie.pretrained import load_pretrained_config
 from ernie.tasks.classification import ClassificationProcessor
-from ernie.tasks.models import ClassificationModel
+from ernie.tasks.classification_model import ClassificationModel
 from ernie.tokenizing import load_tokenizer
 from propeller.data import Dataset
 from propeller.paddle.runtime import paddle

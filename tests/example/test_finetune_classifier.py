@@ -235,7 +235,7 @@ BAD = {
 
 TRAIN = b"label\ttext_a\n1\t\xe5\xa5\xbd\n0\t\xe5\xb7\xae\n"
 BAD_FILES = {
-    "unknown label": ({"dev.tsv": TRAIN + b"2\tx\n"}, 1, "/dev.tsv:4: column 'label': unknown label '2'"),
+    "unknown label": ({"dev.tsv": TRAIN + b"2\tx\n"}, 1, "/dev.tsv:4: unknown label '2'; known are '0', '1'"),
     "malformed line": ({"train.tsv": TRAIN + b"1\n"}, 1, "/train.tsv:4: found 1 tab-separated cell"),
     "not UTF-8": ({"train.tsv": TRAIN + b"1\t\xff\n"}, 1, "/train.tsv:4: byte 3 of the line is not UTF-8"),
     "empty": ({"train.tsv": b""}, 1, "/train.tsv: is empty"),
@@ -247,7 +247,7 @@ BAD_FILES = {
     "map of nothing": ({"label_map.json": b"{"}, 2, "label_map.json cannot be read as JSON"),
     "map with a gap": ({"label_map.json": b'{"0": 0, "1": 2}'}, 2, "from 0 without gaps, got {'0': 0, "),
     "list": ({"label_map.json": b'["0", "1"]'}, 2, "must be an object"),
-    "map of others": ({"label_map.json": b'{"a": 0, "b": 1}'}, 1, "/train.tsv:2: column 'label': unknown"),
+    "map of others": ({"label_map.json": b'{"a": 0, "b": 1}'}, 1, "/train.tsv:2: unknown label '1'; known"),
 }
 
 

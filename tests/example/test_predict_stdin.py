@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from ernie.config import ErnieConfig
-from ernie.tasks.classification import file_columns, label_column
-from ernie.tasks.models import ClassificationModel
+from ernie.tasks.classification_model import ClassificationModel
 from propeller.bundle import read_bundle
 from propeller.data import Dataset
 from propeller.paddle import Predictor, stream
@@ -140,8 +139,7 @@ class TestOneLineForEach:
     def test_equals_the_live_model_on_dev(self, trained, workplace, predictor, call, bundle):
         """The checkpoint's weights in a Learner, standard input, and `--dev_predictions` agree."""
         processor = predictor.bundle.processor()
-        columns = file_columns(label_column(processor.labels), pair=False)
-        raws = list(columns.read(workplace / "data/chnsenticorp/dev.tsv"))
+        raws = list(processor.read(workplace / "data/chnsenticorp/dev.tsv"))
         config = ErnieConfig.from_file(workplace / "model" / "ernie_config.json")
         learner = Learner(
             lambda *given: ClassificationModel(*given, config=config, processor=processor),

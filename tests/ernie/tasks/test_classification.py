@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from importlib import metadata
@@ -11,14 +10,7 @@ from importlib import metadata
 import numpy as np
 import pytest
 
-from ernie.tasks.classification import (
-    ClassificationProcessor,
-    file_columns,
-    find_labels,
-    label_column,
-    number_labels,
-    raw_label_column,
-)
+from ernie.tasks.classification import ClassificationProcessor
 from ernie.tokenizing import library_versions, load_tokenizer
 from propeller.bundle import ArraySpec, read_bundle, write_bundle, write_probe
 from propeller.errors import ConfigError, DataError
@@ -39,6 +31,18 @@ def tokenizer(tmp_path_factory):
 def make(tokenizer):
     def processor(labels=("0", "1"), max_seqlen=8, pair=False):
         return ClassificationProcessor(tokenizer, labels, max_seqlen=max_seqlen, pair=pair)
+
+    return processor
+
+
+@pytest.fixture
+def many(tokenizer):
+    """A processor of the labels a, b and c, of which an example may have any number."""
+
+    def processor(**settings):
+        return ClassificationProcessor(
+            tokenizer, ["a", "b", "c"], max_seqlen=8, pair=False, label_separator=",", **settings
+        )
 
     return processor
 
@@ -78,6 +82,10 @@ class TestPrepare:
     def test_too_few_labels(self, make, labels):
         with pytest.raises(ConfigError, match="at least two labels"):
             make(labels=labels)
+
+    def test_equal_labels(self, make):
+        with pytest.raises(ConfigError, match="Some of the labels are the same"):
+            make(labels=["1", "2", "1"])
 
 
 class TestFinish:
@@ -148,15 +156,35 @@ def test_saved_in_a_bundle_and_loaded_by_name(make, tmp_path):
     assert loaded.prepare([raw])[0]["input_ids"].tolist() == [CLS, IS, GOOD, SEP, UNK, SEP]
 
 
-def test_fingerprint_tells_settings_apart(make, tmp_path):
+def test_settings_of_older_bundles_and_newer(make, many, tokenizer):
+    """What is not set is not written: a bundle reads as before."""
+    assert make().settings == {"labels": ["0", "1"], "max_seqlen": 8, "pair": False}
+    processor = many(thresholds={"b": 0.25})
+    assert ClassificationProcessor(tokenizer, **processor.settings).settings == processor.settings
+    assert processor.with_thresholds({"a": 0.75}).settings == {
+        **processor.settings,
+        "thresholds": {"a": 0.75},
+    }
+
+
+def test_fingerprint_tells_settings_apart(make, many, tmp_path):
     cased = ClassificationProcessor(
         load_tokenizer(None, vocab_file=_vocabulary(tmp_path), do_lower_case=False),
         ["0", "1"],
         max_seqlen=8,
         pair=False,
     )
-    others = [make(["0", "2"]), make(["1", "0"]), make(None), make(max_seqlen=9), make(pair=True), cased]
-    assert len({processor.fingerprint for processor in [make(), *others]}) == 7
+    others = [
+        many(),
+        many(thresholds={"a": 0.1}),
+        make(["0", "2"]),
+        make(["1", "0"]),
+        make(None),
+        make(max_seqlen=9),
+        make(pair=True),
+        cased,
+    ]
+    assert len({processor.fingerprint for processor in [make(), *others]}) == 9
     assert make().fingerprint == make().fingerprint
 
 
@@ -186,131 +214,151 @@ def _vocabulary(folder):
     return path
 
 
-@pytest.mark.parametrize(
-    ("found", "labels"),
-    [
-        (["10", "2", "0", "2"], ["0", "2", "10"]),
-        (["1", "-1", "0"], ["-1", "0", "1"]),
-        (["pos", "neg"], ["neg", "pos"]),
-        (["2", "10", "x"], ["10", "2", "x"]),
-        (["--1", "1"], ["--1", "1"]),
-        (["1", "01", "0"], ["0", "01", "1"]),
-        (["-", ""], ["", "-"]),
-    ],
-)
-def test_number_labels(found, labels):
-    assert number_labels(found) == labels
-    assert number_labels(reversed(found)) == labels
+class TestRead:
+    def test_labels_are_texts(self, make, tmp_path):
+        (tmp_path / "x.tsv").write_text("good\tyes\nbad\t no \n", "utf-8")
+        raws = list(make(["no", "yes"]).read(tmp_path / "x.tsv"))
+        assert raws == [{"text_a": "good", "label": "yes"}, {"text_a": "bad", "label": "no"}]
+
+    def test_columns(self, make, tmp_path):
+        (tmp_path / "x.tsv").write_text("7\t1\tgood\n", "utf-8")
+        raws = make().read(tmp_path / "x.tsv", columns=["_", "label", "text_a"])
+        assert list(raws) == [{"text_a": "good", "label": "1"}]
+
+    def test_of_a_task(self, tokenizer, tmp_path):
+        processor = ClassificationProcessor(tokenizer, ["0", "1"], max_seqlen=8, pair=False, task="CoLA")
+        (tmp_path / "x.tsv").write_text("gj04\t1\t\tgood\n", "utf-8")
+        assert list(processor.read(tmp_path / "x.tsv")) == [{"text_a": "good", "label": "1"}]
+
+    def test_a_pair_needs_both(self, make, tmp_path):
+        (tmp_path / "x.tsv").write_text("label\ttext_a\n1\tgood\n", "utf-8")
+        with pytest.raises(DataError, match="x.tsv:1: .*text_b"):
+            make(pair=True).read(tmp_path / "x.tsv")
 
 
-class TestColumns:
-    def read(self, path, text, columns):
-        path.write_text(text, "utf-8")
-        return list(columns.read(path))
+class TestLabels:
+    def label(self, processor, value):
+        return processor.prepare([{"text_a": "good", "label": value}])[0]["label"]
 
-    @pytest.mark.parametrize(
-        ("text", "expected"),
-        [
-            ("label\ttext_a\n1\tgood\n", {"text_a": "good", "label": "1"}),
-            ("sentence\tlabel\ngood\t1\n", {"text_a": "good", "label": "1"}),
-            ("good\t1\n", {"text_a": "good", "label": "1"}),
-            ("good\tbad\t1\n", {"text_a": "good", "text_b": "bad", "label": "1"}),
-            ("query\ttitle\tlabel\na\tb\t0\n", {"text_a": "a", "text_b": "b", "label": "0"}),
-            (
-                'Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t2\t3\ta\t"b\n',
-                {"text_a": "a", "text_b": '"b', "label": "1"},
-            ),
-            ("premise\thypothesis\tgold_label\na\tb\tno\n", {"text_a": "a", "text_b": "b", "label": "no"}),
-        ],
-    )
-    def test_public_files(self, tmp_path, text, expected):
-        assert self.read(tmp_path / "x.tsv", text, file_columns(raw_label_column())) == [expected]
+    def test_ids(self, make):
+        found = self.label(make(["no", "yes"]), " yes ")
+        assert found == 1 and found.dtype == np.int64
+        assert self.label(make(["1", "3"]), 3) == 1
+        assert self.label(make(["entailment", "contradiction"]), "contradictory") == 1
 
-    def test_pair_or_not_is_what_was_said(self, tmp_path):
-        pairs, singles = (file_columns(raw_label_column(), pair=pair) for pair in (True, False))
-        with pytest.raises(DataError, match="text_b"):
-            self.read(tmp_path / "x.tsv", "label\ttext_a\n1\tgood\n", pairs)
-        assert self.read(tmp_path / "x.tsv", "text_b\ttext_a\tlabel\nb\ta\t1\n", singles) == [
-            {"text_a": "a", "label": "1"}
-        ]
+    def test_numbers(self, make):
+        for value in ("4.5", 4.5):
+            found = self.label(make(None), value)
+            assert found == np.float32(4.5) and found.dtype == np.float32
 
-    def test_a_file_without_labels(self, tmp_path):
-        optional = raw_label_column(optional=True)
-        singles, pairs = (file_columns(optional, pair=pair) for pair in (False, True))
-        assert self.read(tmp_path / "x.tsv", "index\tsentence\n0\tgood\n", singles) == [{"text_a": "good"}]
-        assert self.read(tmp_path / "x.tsv", "a\tb\n", pairs) == [{"text_a": "a", "text_b": "b"}]
-
-    def test_names_in_order(self, tmp_path):
-        columns = file_columns(raw_label_column(), names=["_", "label", "text_a"])
-        assert self.read(tmp_path / "x.tsv", "id\t1\tgood\n", columns) == [{"text_a": "good", "label": "1"}]
-
-    def test_ids_and_numbers(self, tmp_path):
-        text = "good\tyes\nbad\t no \n"
-        rows = self.read(tmp_path / "x.tsv", text, file_columns(label_column(["no", "yes"])))
-        assert [row["label"] for row in rows] == [1, 0]
-        rows = self.read(tmp_path / "x.tsv", "good\t4.5\n", file_columns(label_column(None)))
-        assert rows[0]["label"] == np.float32(4.5) and rows[0]["label"].dtype == np.float32
+    def test_any_number_of_labels(self, many):
+        found = self.label(many(), ["c", "a"])
+        assert found.tolist() == [1, 0, 1] and found.dtype == np.float32
+        assert self.label(many(), []).tolist() == [0, 0, 0]
+        assert self.label(many(), "b").tolist() == [0, 1, 0]
 
     @pytest.mark.parametrize(
-        ("labels", "cell", "message"),
+        ("labels", "value", "message"),
         [
-            (["no", "yes"], "yess", "x.tsv:2: .*unknown label 'yess'.*Did you mean 'yes'"),
-            (None, "nan", "x.tsv:2: .*expected a finite number"),
-            (None, "five", "x.tsv:2: .*expected a number, found 'five'"),
+            (["no", "yes"], "yess", "unknown label 'yess'; known are 'no', 'yes'.* Did you mean 'yes'"),
+            ([str(i) for i in range(30)], "30", "unknown label '30'; .*'19' and 10 more"),
+            (["no", "yes"], ["yes"], "one label was expected, found .*; for several set --multi_label"),
+            (["no", "yes"], None, "the label is None"),
+            (None, "nan", "expected a finite number"),
+            (None, "five", "the label is 'five'; expected a number"),
+            (None, ["1"], "expected a number"),
         ],
     )
-    def test_wrong_labels_name_the_line(self, tmp_path, labels, cell, message):
-        good = "1" if labels is None else "yes"
+    def test_wrong(self, make, labels, value, message):
         with pytest.raises(DataError, match=message):
-            self.read(tmp_path / "x.tsv", f"a\t{good}\nb\t{cell}\n", file_columns(label_column(labels)))
+            self.label(make(labels), value)
+
+    def test_unknown_among_several(self, many):
+        with pytest.raises(DataError, match="unknown label 'd'"):
+            self.label(many(), ["a", "d"])
+
+    @pytest.mark.parametrize(
+        ("raw", "message"),
+        [
+            ({"text": "good"}, "expected a text as 'text_a', found an example of text"),
+            ({"text_a": 5}, "expected a text as 'text_a', found 5"),
+        ],
+    )
+    def test_no_text(self, make, raw, message):
+        with pytest.raises(DataError, match=message):
+            make().prepare([raw])
+
+
+class TestManyLabels:
+    def test_answers(self, many):
+        processor = many(thresholds={"b": 0.1})
+        answers = processor.finish({"logits": np.array([[2.0, -2.0, 0.0], [-1.0, -9.0, -1.0]], np.float32)})
+        assert [answer["labels"] for answer in answers] == [["a", "b", "c"], []]
+        expected = 1 / (1 + np.exp([-2.0, 2.0, 0.0]))
+        assert list(answers[0]["probabilities"].values()) == pytest.approx(expected.tolist())
+        assert json.loads(json.dumps(answers)) == answers
+        assert processor.format({}, answers[0]) == "0.88079708\t0.11920292\t0.5"
+
+    def test_metrics(self, many):
+        metrics = many(thresholds={"b": 0.1}).metrics()
+        assert list(metrics) == ["micro_f1", "macro_f1", "exact_match"]
+        labels, logits = np.array([[1, 1, 1], [0, 0, 0]]), np.array([[2.0, -2.0, 0.0], [-1.0, -9.0, -1.0]])
+        for metric in metrics.values():
+            metric.update({"logits": logits}, labels, {})
+            assert metric.compute() in (1.0,)
+
+    def test_one_label_will_do(self, tokenizer):
+        processor = ClassificationProcessor(
+            tokenizer, ["spam"], max_seqlen=8, pair=False, label_separator=","
+        )
+        assert processor.num_outputs == 1
+        assert processor.finish({"logits": np.array([[1.0]])})[0]["labels"] == ["spam"]
+
+    def test_a_regression_has_none(self, tokenizer):
+        with pytest.raises(ConfigError, match="A regression has no labels"):
+            ClassificationProcessor(tokenizer, None, max_seqlen=8, pair=False, label_separator=",")
+
+
+class TestThresholds:
+    def test_the_second_of_two(self, tokenizer):
+        processor = ClassificationProcessor(
+            tokenizer, ["no", "yes"], max_seqlen=8, pair=False, thresholds={"yes": 0.2}
+        )
+        logits = np.log([[0.75, 0.25], [0.85, 0.15]])
+        answers = processor.finish({"logits": logits})
+        assert [answer["label"] for answer in answers] == ["yes", "no"]
+        assert [answer["probability"] for answer in answers] == pytest.approx([0.25, 0.85])
+        metrics = processor.metrics()
+        for metric in metrics.values():
+            metric.update({"logits": logits}, np.array([1, 0]), {})
+        assert {name: metric.compute() for name, metric in metrics.items()} == {"acc": 1.0, "f1": 1.0}
+
+    @pytest.mark.parametrize(
+        ("labels", "thresholds"),
+        [
+            (["0", "1"], {"0": 0.5}),
+            (["0", "1"], {"1": 1.5}),
+            (["0", "1", "2"], {"1": 0.5}),
+            (None, {"1": 0.5}),
+        ],
+    )
+    def test_what_cannot_be_used(self, tokenizer, labels, thresholds):
+        with pytest.raises(ConfigError, match="threshold"):
+            ClassificationProcessor(tokenizer, labels, max_seqlen=8, pair=False, thresholds=thresholds)
+
+
+def test_the_metrics_of_a_task(tokenizer):
+    def metrics(task, labels=("0", "1")):
+        processor = ClassificationProcessor(tokenizer, labels, max_seqlen=8, pair=True, task=task)
+        return list(processor.metrics())
+
+    assert metrics("cola") == ["mcc"]
+    assert metrics("mrpc") == ["f1", "acc"]
+    assert metrics("qqp") == ["acc", "f1"]
+    assert metrics("mnli", ("contradiction", "entailment", "neutral")) == ["acc", "mcc"]
+    assert metrics("sts-b", None) == ["pearson", "spearman"]
 
 
 def test_needs_no_paddle(root):
     code = "import sys, ernie.tasks.classification, ernie.tasks.finetuning; sys.exit('paddle' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60).returncode == 0
-
-
-def test_numbers_for_labels_are_taken_for_a_regression_that_was_not_asked_for(tmp_path):
-    path = tmp_path / "train.tsv"
-    path.write_text("label\ttext_a\n0.5\ta\n3.8\tb\n", "utf-8")
-    columns = file_columns(raw_label_column())
-    with pytest.raises(ConfigError, match="For a regression set num_label to 1"):
-        find_labels(path, columns, None)
-    assert find_labels(path, columns, 1) is None
-    assert find_labels(path, columns, 2) == ["0.5", "3.8"]
-
-
-def test_an_empty_label_is_named(tmp_path):
-    path = tmp_path / "train.tsv"
-    path.write_text("label\ttext_a\n0\ta\n \tb\n1\tc\n", "utf-8")
-    with pytest.raises(DataError, match=r"train.tsv:3: .*the label is empty"):
-        find_labels(path, file_columns(raw_label_column()), None)
-
-
-@pytest.mark.parametrize(
-    ("cells", "spellings"),
-    [
-        (["0", "1", "1", "01"], r"'1' \(2 rows\) and '01' \(1 rows\)"),
-        (["0", "1", "\uff11"], r"'1' \(1 rows\) and '\uff11' \(1 rows\)"),
-        (["-1", "1", "-01"], "'-1' .* and '-01'"),
-        (["yes", "no", "Yes"], "'yes' .* and 'Yes'"),
-        (["no", "\uff59\uff45\uff53", "yes"], "'\uff59\uff45\uff53' .* and 'yes'"),
-    ],
-    ids=["zero", "full-width-digit", "negative", "case", "full-width-letters"],
-)
-def test_two_spellings_of_a_label_are_named(tmp_path, cells, spellings):
-    path = tmp_path / "train.tsv"
-    path.write_text("label\ttext_a\n" + "".join(f"{cell}\ta\n" for cell in cells), "utf-8")
-    columns = file_columns(raw_label_column())
-    for wanted in (None, len(set(cells)), 2):
-        with pytest.raises(ConfigError, match=rf"{re.escape(str(path))} has the labels {spellings}"):
-            find_labels(path, columns, wanted)
-    (tmp_path / "label_map.json").write_text(json.dumps({cell: i for i, cell in enumerate(set(cells))}))
-    assert set(find_labels(path, columns, None)) == set(cells), "where they are meant"
-
-
-def test_labels_that_are_not_spellings_of_one(tmp_path):
-    path = tmp_path / "train.tsv"
-    labels = ["+1", "-1", "1", "1.0", "a b", "ab", "\u00e9", "e"]
-    path.write_text("label\ttext_a\n" + "".join(f"{label}\ta\n" for label in labels), "utf-8")
-    assert find_labels(path, file_columns(raw_label_column()), None) == sorted(labels)

@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 
 from ernie.config import ErnieConfig
 from ernie.tasks.classification import ClassificationProcessor
-from ernie.tasks.models import ClassificationModel
+from ernie.tasks.classification_model import ClassificationModel
 from ernie.tokenizing import load_tokenizer
 from propeller.data import pad_batch
 from propeller.errors import ConfigError

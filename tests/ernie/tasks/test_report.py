@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from ernie.tasks.classification import ClassificationProcessor
@@ -15,7 +14,7 @@ TEXTS = {
     "dev": ["good", "x", "bad"],
     "test": ["is"],
 }
-LABELS = {"train": [1, 1, 0, 1], "dev": [1, 1, 0], "test": [0]}
+LABELS = {"train": ["yes", "yes", "no", "yes"], "dev": ["yes", "yes", "no"], "test": ["no"]}
 
 
 @pytest.fixture
@@ -23,7 +22,9 @@ def make(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_text("\n".join(["[PAD]", "[CLS]", "[SEP]", "[UNK]", "good", "bad", "is"]) + "\n", "utf-8")
     tokenizer = load_tokenizer(None, vocab_file=path)
-    return lambda labels: ClassificationProcessor(tokenizer, labels, max_seqlen=5, pair=False)
+    return lambda labels, **settings: ClassificationProcessor(
+        tokenizer, labels, max_seqlen=5, pair=False, **settings
+    )
 
 
 def report(processor, labels=LABELS, texts=TEXTS, shared=TEXTS):
@@ -52,15 +53,21 @@ def test_rows_lengths_cuts_unknown_tokens_labels_and_shared_texts(make):
 def test_pairs_are_the_same_only_as_a_whole(make):
     shared = {"train": [("a", "b"), ("a b",)], "dev": [("a", "c"), ("a b",), ("b", "a")]}
     processor = make(["no", "yes"])
-    example = processor.prepare([{"text_a": "good", "label": 0}])
+    example = processor.prepare([{"text_a": "good", "label": "no"}])
     lines = data_report({"train": example}, texts=shared, processor=processor).split("\n")
     assert lines[1:] == ["warning: 1 of 3 texts of dev also stand in train"]
 
 
 def test_regression(make):
-    labels = {name: [np.float32(label + 0.5) for label in found] for name, found in LABELS.items()}
+    labels = {name: [0.5 + (label == "yes") for label in found] for name, found in LABELS.items()}
     train, *_ = report(make(None), labels=labels)
     assert train.endswith("labels: 0.5 to 1.5, mean 1.250")
+
+
+def test_any_number_of_labels(make):
+    labels = {**LABELS, "train": [["yes", "no"], [], ["yes"], ["yes"]]}
+    train, *_ = report(make(["no", "yes"], label_separator=","), labels=labels)
+    assert train.endswith("labels: no 1, yes 3; 1.00 a row, 1 rows without")
 
 
 def test_lone_surrogates_do_no_harm(make):
@@ -70,4 +77,4 @@ def test_lone_surrogates_do_no_harm(make):
 
 def test_an_empty_set_is_named(make):
     with pytest.raises(DataError, match="The dev set is empty"):
-        report(make(["no", "yes"]), texts={"train": ["good"], "dev": []}, labels={"train": [1], "dev": []})
+        report(make(["no", "yes"]), texts={"train": ["good"], "dev": []}, labels={"train": ["no"], "dev": []})
