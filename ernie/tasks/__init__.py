@@ -1,1 +1,1 @@
-"""Fine-tuning tasks: a `Processor` without Paddle for each, and the Paddle models in modules named `*_model`."""
+"""Fine-tuning tasks: a `Processor` without Paddle for each, and its network in a module named `*_model`."""
