@@ -103,8 +103,6 @@ def _numbers(kind: type) -> Any:
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     grid = {name: getattr(args, name) for name in _GRID if getattr(args, name) is not None}
-    if not grid:
-        raise ConfigError(f"Nothing to try: give --{', --'.join(_GRID)}, or some of them.")
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         done: list[Trial] = []
         for number, trial in enumerate(trials, start=1):
             if trial.results() is None:
-                log.info("run %d of %d: %s, seed %d", number, len(trials), _shown(trial.settings), trial.seed)
+                log.info("run %d of %d: %sseed %d", number, len(trials), _shown(trial.settings, ", "), trial.seed)
                 _train(trial, args.command)
             done.append(trial)
             rows = _table(done, args.metric)
@@ -152,8 +150,9 @@ def _trials(folder: Path, grid: Mapping[str, Sequence[float]], seeds: Sequence[i
             yield Trial(settings, seed, folder / name / f"seed={seed}")
 
 
-def _shown(settings: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in settings.items())
+def _shown(settings: Mapping[str, float], end: str = "") -> str:
+    """The settings in words; nothing where only seeds differ."""
+    return ", ".join(f"{name} {value:g}" for name, value in settings.items()) + (end if settings else "")
 
 
 def _train(trial: Trial, command: Sequence[str]) -> None:
@@ -236,10 +235,11 @@ def _table(trials: Sequence[Trial], metric: str | None) -> list[Row]:
 
 
 def _as_text(rows: Sequence[Row], metric: str, grid: Mapping[str, Any]) -> str:
-    lines = [[*grid, f"{metric} mean", "deviation", "best", "seeds"]]
+    lines = [[*grid, f"{metric} mean", "deviation", "best", "of each seed"]]
     for row in rows:
         best = max(row.values, key=lambda value: _gain(value, metric))
-        numbers = [f"{row.mean:.6g}", f"{row.deviation:.3g}", f"{best:.6g}", str(len(row.values))]
+        each = " ".join(f"{value:.6g}" for value in row.values)
+        numbers = [f"{row.mean:.6g}", f"{row.deviation:.3g}", f"{best:.6g}", each]
         lines.append([f"{value:g}" for value in row.settings.values()] + numbers)
     return "".join("\t".join(line) + "\n" for line in lines)
 
@@ -269,7 +269,7 @@ def _draw(rows: Sequence[Row], metric: str, path: Path) -> None:
     axes.errorbar(means, places, xerr=deviations, fmt="o", capsize=3)
     for place, row in zip(places, rows, strict=True):
         axes.plot(row.values, [place] * len(row.values), ".", color="grey", alpha=0.6)
-    axes.set_yticks(list(places), [_shown(row.settings) for row in rows])
+    axes.set_yticks(list(places), [_shown(row.settings) or "as given" for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel(f"{metric} on dev: mean, deviation, and each seed")
     figure.savefig(path, dpi=100)

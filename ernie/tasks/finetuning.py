@@ -189,13 +189,12 @@ def batched(dataset: Dataset, hparams: HParams, processor: Processor, *, size: i
     return dataset.buffered(16)
 
 
-def with_max_steps(run_config: RunConfig, hparams: HParams, *, num_examples: int, size: int) -> RunConfig:
+def with_max_steps(run_config: RunConfig, hparams: HParams, epoch_steps: Callable[[], int]) -> RunConfig:
     """Fills in `max_steps` from the hyper-parameter `num_epochs`, where it is not given.
 
     Args:
         run_config, hparams: as given.
-        num_examples: of an epoch.
-        size: examples of a step's batch, over all ranks.
+        epoch_steps: counts the steps of an epoch; called if they are needed.
 
     Raises:
         ConfigError: neither is there, or `num_epochs` is no positive number.
@@ -203,15 +202,24 @@ def with_max_steps(run_config: RunConfig, hparams: HParams, *, num_examples: int
     if run_config.max_steps is not None:
         return run_config
     epochs = hparams.get("num_epochs")
-    if epochs is None or hparams.get("in_tokens"):
-        raise ConfigError(
-            "How long to train? Set max_steps in --run_config, or num_epochs in --hparam "
-            "(max_steps, where in_tokens is set)."
-        )
+    if epochs is None:
+        raise ConfigError("How long to train? Set max_steps in --run_config, or num_epochs in --hparam.")
     if isinstance(epochs, bool) or not isinstance(epochs, int | float) or not 0 < epochs < math.inf:
         raise ConfigError(f"num_epochs must be a number above 0, got {epochs!r}.")
-    steps = math.ceil(math.ceil(num_examples / size) * epochs)
-    return dataclasses.replace(run_config, max_steps=steps)
+    return dataclasses.replace(run_config, max_steps=math.ceil(epoch_steps() * epochs))
+
+
+def count_steps(dataset: Dataset, hparams: HParams, processor: Processor, *, size: int) -> int:
+    """The steps of one epoch over prepared examples.
+
+    Batches of tokens are counted by making them once; a shuffle may make a few more or less of them.
+
+    Raises:
+        ConfigError: `in_tokens` is no switch.
+    """
+    if not _switch(hparams, "in_tokens"):
+        return math.ceil(len(dataset) / size)
+    return sum(1 for _ in batched(dataset, hparams, processor, size=size, train=False))
 
 
 def prepared(name: str, path: Path, processor: TextProcessor, args: argparse.Namespace) -> Dataset:
@@ -299,7 +307,9 @@ def fit(
     import propeller.paddle as propeller
 
     size = step_batch_size(hparams, run_config, restart=args.restart)
-    run_config = with_max_steps(run_config, hparams, num_examples=len(sets["train"]), size=size)
+    run_config = with_max_steps(
+        run_config, hparams, lambda: count_steps(sets["train"], hparams, processor, size=size)
+    )
     learner = propeller.Learner(
         functools.partial(model, config=config, processor=processor),
         run_config,

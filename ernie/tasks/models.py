@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ernie.config import ErnieConfig
 from ernie.modeling import ErnieModel

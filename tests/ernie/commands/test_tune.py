@@ -24,7 +24,7 @@ if os.environ.get("FAIL_AT") == str(run_config["seed"]):
     sys.exit("error: no memory left")
 while os.environ.get("WAIT"):
     time.sleep(0.05)
-acc = 0.5 + 1000 * hparams["learning_rate"] + 0.01 * run_config["seed"]
+acc = 0.5 + 1000 * hparams.get("learning_rate", 0) + 0.01 * run_config["seed"]
 version = folder / "best" / ".inference" / "step_1"
 version.mkdir(parents=True)
 (folder / "checkpoints").mkdir()
@@ -66,14 +66,23 @@ def test_all_combinations_and_seeds(tune, tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(runs(tmp_path)) == 8
     header, *rows = [line.split("\t") for line in done.stdout.splitlines()]
-    assert header == ["learning_rate", "batch_size", "acc mean", "deviation", "best", "seeds"]
-    assert rows[0] == ["5e-05", "16", "0.565", "0.00707", "0.57", "2"]
+    assert header == ["learning_rate", "batch_size", "acc mean", "deviation", "best", "of each seed"]
+    assert rows[0] == ["5e-05", "16", "0.565", "0.00707", "0.57", "0.56 0.57"]
     assert [float(row[2]) for row in rows] == [0.565, 0.565, 0.525, 0.525]
     out = tmp_path / "out"
     assert (out / "table.tsv").read_text() == done.stdout
     best = (out / "best").resolve()
     assert json.loads((best / "best.json").read_text())["results"]["dev"]["acc"] == pytest.approx(0.57)
     assert len(list(out.glob("*/*/best"))) == 1 and not list(out.glob("*/*/checkpoints"))
+
+
+def test_seeds_alone(tune, tmp_path):
+    done = tune("--seeds", "1,3")
+    assert done.stdout.splitlines() == [
+        "acc mean\tdeviation\tbest\tof each seed",
+        "0.52\t0.0141\t0.53\t0.51 0.53",
+    ]
+    assert runs(tmp_path) == [{"seed": 1}, {"seed": 3}]
 
 
 def test_the_plot(tune, tmp_path):
@@ -120,7 +129,6 @@ def test_a_search_that_is_stopped_stops_its_training(tune, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "Nothing to try: give --learning_rate"),
         (["--learning_rate", "fast"], "expected numbers such as 16,32, got 'fast'"),
         (["--batch_size", "1.5"], "expected numbers such as 16,32"),
     ],

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import logging
 import shutil
+import types
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from ernie.tasks.finetuning import (
     batch_size,
     batched,
     check_hparams,
+    count_steps,
     resolve_model,
     step_batch_size,
     warm_start_setting,
@@ -364,17 +367,27 @@ class TestMaxSteps:
     )
     def test_from_epochs(self, num_epochs, size, steps):
         hparams = HParams(num_epochs=num_epochs)
-        assert with_max_steps(RunConfig(), hparams, num_examples=100, size=size).max_steps == steps
+        examples = Dataset.from_list([{"input_ids": np.zeros(3, np.int64)}] * 100)
+        count = functools.partial(count_steps, examples, hparams, None, size=size)
+        assert with_max_steps(RunConfig(), hparams, count).max_steps == steps
+
+    def test_from_epochs_of_batches_of_tokens(self):
+        hparams = HParams(num_epochs=3, in_tokens=True)
+        lengths = [10, 10, 10, 30, 25, 5]  # of 32 tokens: 5 + 10, 10 + 10, 25, 30
+        examples = Dataset.from_list([{"input_ids": np.zeros(length, np.int64)} for length in lengths])
+        processor = types.SimpleNamespace(pad_values={})
+        count = functools.partial(count_steps, examples, hparams, processor, size=32)
+        assert count() == 4
+        assert with_max_steps(RunConfig(), hparams, count).max_steps == 12
 
     def test_given_steps_win(self):
         config = RunConfig(max_steps=7)
-        assert with_max_steps(config, HParams(num_epochs=100), num_examples=100, size=32) is config
+        assert with_max_steps(config, HParams(num_epochs=100), lambda: 1 // 0) is config
 
     @pytest.mark.parametrize(
         ("hparams", "message"),
         [
             ({}, "How long to train"),
-            ({"num_epochs": 3, "in_tokens": True}, "max_steps, where in_tokens is set"),
             ({"num_epochs": 0}, "num_epochs must be a number above 0, got 0"),
             ({"num_epochs": "3"}, "num_epochs must be a number above 0, got '3'"),
             ({"num_epochs": float("nan")}, "num_epochs must be a number above 0, got nan"),
@@ -382,7 +395,7 @@ class TestMaxSteps:
     )
     def test_cannot_be_told(self, hparams, message):
         with pytest.raises(ConfigError, match=message):
-            with_max_steps(RunConfig(), HParams(hparams), num_examples=100, size=32)
+            with_max_steps(RunConfig(), HParams(hparams), lambda: 4)
 
 
 def test_bert_file_and_flags_make_a_configuration(tmp_path, vocab_file):

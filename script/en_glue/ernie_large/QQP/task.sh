@@ -1,0 +1,10 @@
+#!/bin/sh
+# ERNIE large: QQP, whether two questions mean the same.
+. "$(dirname -- "$0")/../../../recipe.sh"
+
+max_seqlen=128 num_epochs=3 eval_steps=500 seeds=1
+batch_size=32 cards=8
+learning_rate=5e-5 weight_decay=0 warmup_proportion=0.1
+
+tables=$(tables QQP)
+finetune finetune_classifier.py --data_dir "$tables" --task QQP "$@"
