@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -29,11 +30,45 @@ def make_data(folder: Path) -> None:
         (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n", "utf-8")
 
 
+def make_task_data(folder: Path) -> None:
+    """Label sequences, questions about texts, and ranked candidates, of the same few words."""
+    rng = random.Random(1)
+    names, towns = ["anna", "peter"], ["oslo", "rome"]
+    (folder / "ner").mkdir(parents=True)
+    (folder / "mrc").mkdir()
+    (folder / "ranking").mkdir()
+    for name, rows in (("train", 40), ("dev", 10)):
+        people = [(rng.choice(names), rng.choice(towns)) for _ in range(rows)]
+        lines = [f"{who} went to {town}\tB-PER O O B-LOC" for who, town in people]
+        (folder / "ner" / f"{name}.tsv").write_text("text_a\tlabel\n" + "\n".join(lines) + "\n", "utf-8")
+        questions = [
+            {
+                "context": f"{who} went to {town}",
+                "qas": [
+                    {
+                        "id": str(number),
+                        "question": "where is it",
+                        "answers": [{"text": town, "answer_start": len(f"{who} went to ")}],
+                    }
+                ],
+            }
+            for number, (who, town) in enumerate(people)
+        ]
+        squad = {"version": "1.1", "data": [{"title": "towns", "paragraphs": questions}]}
+        (folder / "mrc" / f"{name}.json").write_text(json.dumps(squad), "utf-8")
+        lines = ["qid\ttext_a\ttext_b\tlabel"]
+        for number, (who, town) in enumerate(people):
+            lines.append(f"{number}\twhere is {who}\t{who} went to {town}\t1")
+            lines.append(f"{number}\twhere is {who}\ta friendly place\t0")
+        (folder / "ranking" / f"{name}.tsv").write_text("\n".join(lines) + "\n", "utf-8")
+
+
 def make_model(folder: Path) -> None:
     from ernie import ErnieConfig, ErnieModel, load_tokenizer
 
     words = [word for words in WORDS.values() for word in words]
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "place", "again", *words, *"0123456789"]
+    vocabulary += ["anna", "peter", "went", "to", "oslo", "rome", "where", "is", "it", "here"]
     config = ErnieConfig(
         vocab_size=len(vocabulary),
         hidden_size=16,
@@ -57,15 +92,19 @@ def servers_ended(folder: Path) -> Iterator[None]:
                 os.kill(int(file.read_text()), signal.SIGKILL)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(280)
 def test_blocks_run(tmp_path: Path, root: Path) -> None:
     make_data(tmp_path / "data")
+    make_task_data(tmp_path / "tasks")
     make_model(tmp_path / "model")
     (tmp_path / "example").symlink_to(root / "example")
     environment = {
         **os.environ,
         "DATA": str(tmp_path / "data"),
         "MODEL": str(tmp_path / "model"),
+        "NER": str(tmp_path / "tasks" / "ner"),
+        "MRC": str(tmp_path / "tasks" / "mrc"),
+        "RANKING": str(tmp_path / "tasks" / "ranking"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(root),
     }

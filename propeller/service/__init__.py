@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from propeller.service.client import InferenceClient as InferenceClient
     from propeller.service.server import Server as Server
     from propeller.service.settings import ServerSettings as ServerSettings
+    from propeller.service.text_client import TextClient as TextClient
     from propeller.service.wire import Limits as Limits
     from propeller.service.wire import Reply as Reply
     from propeller.service.wire import Request as Request
@@ -26,6 +27,7 @@ __getattr__, __dir__, __all__ = attach(
         "propeller.service.client": ["AsyncInferenceClient", "InferenceClient"],
         "propeller.service.server": ["Server"],
         "propeller.service.settings": ["ServerSettings"],
+        "propeller.service.text_client": ["TextClient"],
         "propeller.service.wire": [
             "Limits",
             "Reply",

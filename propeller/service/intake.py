@@ -1,6 +1,8 @@
 """Between clients and models: requests come in, replies go out.
 
-    decode -> ping, spec, or predict: check, or prepare in a thread -> admit ... -> reply
+    decode -> ping, spec, or predict: check, or prepare in a thread -> admit ... join in a thread -> reply
+
+A thread is taken only for what is a processor's: raw examples, and answers that it joins of several parts.
 
 Whatever a message holds, its sender gets one reply if it can be addressed, and the server goes on.
 """
@@ -12,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
-from typing import Any
+from typing import Any, TypeVar
 
 from propeller.errors import (
     BadRequest,
@@ -28,12 +30,14 @@ from propeller.service.layout import Inputs
 from propeller.service.metrics import Metrics
 from propeller.service.model import Model
 from propeller.service.pool import Pool
-from propeller.service.serving import Answered
+from propeller.service.serving import Answered, Ticket
 from propeller.service.sockets import Sockets
 from propeller.service.wire import Reply, Request, decode_request
 from propeller.version import __version__
 
 log = logging.getLogger("propeller")
+
+T = TypeVar("T")
 
 STARTING, READY, DRAINING = "starting", "ready", "draining"
 
@@ -47,7 +51,7 @@ class Intake:
         models: by name, the default one first.
         sockets: where replies go.
         limits: of a request.
-        threads: where raw examples are prepared.
+        threads: where raw examples are prepared and answers joined.
         metrics: what is counted.
 
     Attributes:
@@ -126,35 +130,56 @@ class Intake:
         """Has raw examples prepared in a thread, and the request admitted afterwards in the loop."""
         pool.serving.reserve(request, size)
         self._preparing[request] = client, pool
-        future = self._threads.submit(pool.serving.layout.prepare, request)
 
-        def go_on() -> None:
+        def go_on(future: Future[Inputs]) -> None:
             pool.serving.release(request, size)
             if self._preparing.pop(request, None) is None:
                 return
             try:
-                pool.serving.admit(client, request, future.result(), received)
+                pool.serving.admit(client, request, _outcome(future), received)
             except PropellerError as error:
                 self._reply(client, pool, _refusal(request.id, error), received)
             except Exception as error:  # a processor is anybody's code
                 log.exception("the processor of the model %s failed", pool.serving.name)
                 self._reply(client, pool, _refusal(request.id, error), received)
 
-        def done(future: Future[Inputs]) -> None:
-            self._results.append(go_on)
+        self._in_thread(go_on, pool.serving.layout.prepare, request)
+
+    def _join(self, pool: Pool, ticket: Ticket) -> None:
+        """Has the answers of a request joined in a thread; until then it counts as not answered."""
+
+        def go_on(future: Future[list[Any]]) -> None:
+            result: list[Any] | ServiceError
+            try:
+                result = _outcome(future)
+            except Exception as error:
+                log.error("request %s: %s", ticket.request.id, error, exc_info=error.__cause__)
+                result = _as_service_error(error)
+            self.answer(pool, pool.serving.joined(ticket, result))
+
+        self._in_thread(go_on, pool.serving.layout.join_answers, ticket.inputs, ticket.answers)
+
+    def _in_thread(self, go_on: Callable[[Future[T]], None], work: Callable[..., T], *args: Any) -> None:
+        """Has work done in a thread, and goes on with it in the loop."""
+
+        def done(future: Future[T]) -> None:
+            self._results.append(lambda: go_on(future))
             self._sockets.ring()
 
-        future.add_done_callback(done)
+        self._threads.submit(work, *args).add_done_callback(done)
 
     def go_on(self) -> None:
-        """Admits what threads have prepared."""
+        """Takes what threads have done."""
         while self._results:
             self._results.popleft()()
 
     def answer(self, pool: Pool, answered: Answered) -> None:
-        """Sends replies of admitted requests."""
+        """Sends replies of admitted requests, or has their answers joined before that."""
         for ticket, reply in answered:
-            self._reply(ticket.client, pool, reply, ticket.received)
+            if reply is None:
+                self._join(pool, ticket)
+            else:
+                self._reply(ticket.client, pool, reply, ticket.received)
 
     def answer_preparing(self, error: ServiceError) -> None:
         """Answers what is still being prepared; its arrays are of no use any more."""
@@ -194,9 +219,26 @@ class Intake:
             yield from model.pools()
 
 
+def _outcome(future: Future[T]) -> T:
+    """The result of a future that is done.
+
+    Raises:
+        ServerError: what ran in it wanted to end the process, which is not for a processor to say.
+    """
+    error = future.exception()
+    if error is not None and not isinstance(error, Exception):
+        raise ServerError(f"the processor gave up: {error!r}") from error
+    return future.result()
+
+
 def _refusal(request_id: str, error: Exception) -> Reply:
     """The reply to a request that is not admitted."""
-    if not isinstance(error, ServiceError):
-        text = str(error) if isinstance(error, PropellerError) else f"the server failed: {error!r:.300}"
-        error = ServerError(text)
-    return Reply(request_id, error=error)
+    return Reply(request_id, error=_as_service_error(error))
+
+
+def _as_service_error(error: Exception) -> ServiceError:
+    """What a client is told."""
+    if isinstance(error, ServiceError):
+        return error
+    text = str(error) if isinstance(error, PropellerError) else f"the server failed: {error!r:.300}"
+    return ServerError(text)

@@ -1,10 +1,14 @@
 """Between the arrays of requests and those of batches: what a bundle takes and gives, row by row.
 
     arrays or raw examples -> Inputs -> rows of several requests, padded -> run -> rows of one request
+
+A raw example is one row, or one for each of its windows, and then its answer is joined of theirs.
 """
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +17,28 @@ import numpy as np
 
 from propeller.bundle import Bundle
 from propeller.data import pad_batch
-from propeller.errors import BadRequest, DataError, ExportError, PropellerError, ServerError, ServiceError
+from propeller.errors import BadRequest, DataError, ExportError, PropellerError, ServerError
 from propeller.inputs import check_inputs, match_inputs, row_lengths
-from propeller.processor import Processor
+from propeller.processor import Answer, Processor, Raw
 from propeller.service.wire import Request, WireArray
+
+Example = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What the answers of a request are joined with.
+
+    Attributes:
+        raws: its raw examples.
+        examples: of each the windows that were made of it, in the order of the rows. What the model takes of
+            them are views of the request's arrays.
+        num_bytes: about what they hold besides these arrays.
+    """
+
+    raws: Sequence[Raw]
+    examples: Sequence[Sequence[Example]]
+    num_bytes: int
 
 
 @dataclass(frozen=True)
@@ -27,16 +49,19 @@ class Inputs:
         arrays: the bundle's inputs by name, rows first.
         lengths: tokens of each row, trailing padding not counted; 1 where the model has no such axis.
         extras: columns of the processor that the model does not take; they come back with the outputs.
+        windows: what answers are joined with; None where each row has its own.
     """
 
     arrays: Mapping[str, np.ndarray]
     lengths: list[int]
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+    windows: Windows | None = None
 
     @property
     def num_bytes(self) -> int:
-        """Of all arrays."""
-        return sum(array.nbytes for array in self.arrays.values())
+        """About what it holds until it is answered."""
+        arrays = sum(array.nbytes for array in self.arrays.values())
+        return arrays if self.windows is None else arrays + self.windows.num_bytes
 
 
 # Arrays of a request, places of its rows in a batch, and these rows.
@@ -49,9 +74,11 @@ class Layout:
     Args:
         name: what clients call the model, for messages.
         bundle: the export.
+        max_rows: rows that raw examples may become.
 
     Attributes:
         processor: the bundle's, None if it has none.
+        joins: whether the processor makes the answer to a raw example of the parts for its windows.
         axis: the axis whose size is a row's length in tokens: the second one of an input, where that varies;
             None if there is none.
         takes_padding: whether rows of unlike length can be run together.
@@ -61,11 +88,13 @@ class Layout:
             built.
     """
 
-    def __init__(self, name: str, bundle: Bundle):
+    def __init__(self, name: str, bundle: Bundle, max_rows: int = sys.maxsize):
         _check_axes(bundle)
+        self._max_rows = max_rows
         self._name, self._inputs, self._outputs = name, bundle.inputs, bundle.outputs
         self._limits = bundle.axis_limits
         self.processor: Processor | None = bundle.processor() if bundle.metadata.get("processor") else None
+        self.joins = self.processor is not None and type(self.processor).join is not Processor.join
         self.axis = next(
             (axis for spec in bundle.inputs for axis in spec.axes[1:2] if isinstance(axis, str)), None
         )
@@ -101,6 +130,7 @@ class Layout:
 
         Raises:
             BadRequest: an example that cannot be used, or a bundle without processor.
+            PropellerError: the processor failed.
         """
         if self.processor is None:
             raise BadRequest(
@@ -109,18 +139,39 @@ class Layout:
                 request_id=request.id,
             )
         try:
-            return self._inputs_of(self._prepared(self.processor, request.raws or ()))
-        except ServiceError:
-            raise
-        except PropellerError as error:
+            examples = self._windows(self.processor, request.raws or ())
+            return self._inputs_of(request, examples)
+        except DataError as error:
             raise BadRequest(str(error), request_id=request.id) from error
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise BadRequest(
                 f"The examples are not what the processor takes: {error!r}.", request_id=request.id
             ) from error
 
-    def _inputs_of(self, examples: Sequence[Mapping[str, Any]]) -> Inputs:
+    def _windows(self, processor: Processor, raws: Sequence[Raw]) -> list[list[dict[str, Any]]]:
+        """The windows of each example; of several the error names the one that is bad."""
+        try:
+            examples = processor.windows(raws)
+        except DataError:
+            for place, raw in enumerate(raws if len(raws) > 1 else ()):
+                try:
+                    processor.windows([raw])
+                except PropellerError as problem:
+                    raise DataError(f"raws[{place}]: {problem}") from problem
+            raise
+        counts = [len(windows) for windows in examples]
+        if len(counts) != len(raws) or not all(counts) or (not self.joins and any(n > 1 for n in counts)):
+            expected = "one or more of each" if self.joins else "one of each, since it defines no `join`"
+            raise ServerError(
+                f"the processor {processor.name!r} made {counts[:10]} windows of {len(raws)} examples; "
+                f"expected {expected}"
+            )
+        return examples
+
+    def _inputs_of(self, request: Request, windows: list[list[dict[str, Any]]]) -> Inputs:
         """Puts prepared examples into arrays."""
+        examples = [example for each in windows for example in each]
+        self._check_count(request, len(windows), len(examples))
         named = {spec.name: spec.pad_value for spec in self._inputs}
         padded = pad_batch([{name: row[name] for name in named} for row in examples], pad_values=named)
         lengths = [1 if self._measure is None else len(row[self._measure]) for row in examples]
@@ -129,22 +180,61 @@ class Layout:
             for name, value in examples[0].items()
             if name not in named and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf"
         }
-        return Inputs(check_inputs(self._inputs, padded, self._limits), lengths, extras)
+        arrays = check_inputs(self._inputs, padded, self._limits)
+        if not self.joins or request.want == "arrays":
+            return Inputs(arrays, lengths, extras)
+        rows = itertools.count()
+        kept = [[{**example, **_views(arrays, next(rows), example)} for example in own] for own in windows]
+        rest = [value for example in examples for name, value in example.items() if name not in named]
+        return Inputs(arrays, lengths, {}, Windows(request.raws or (), kept, _held_bytes(request.raws, rest)))
 
-    def _prepared(self, processor: Processor, raws: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """All examples; of several the error names the one that is bad."""
-        try:
-            examples = processor.prepare(raws)
-            if len(examples) != len(raws):
-                raise ServerError(f"the processor made {len(examples)} examples of {len(raws)}")
-            return examples
-        except DataError:
-            for place, raw in enumerate(raws if len(raws) > 1 else ()):
-                try:
-                    processor.prepare([raw])
-                except PropellerError as problem:
-                    raise DataError(f"raws[{place}]: {problem}") from problem
-            raise
+    def _check_count(self, request: Request, num_raws: int, num_rows: int) -> None:
+        """Refuses examples that have too many windows, or several where there must be one."""
+        problem = None
+        if num_rows > self._max_rows:
+            problem = (
+                f"expected at most {self._max_rows}, which is all the queue takes. Send fewer at a time, or "
+                "shorter ones."
+            )
+        elif num_rows > num_raws and request.want == "arrays":
+            problem = (
+                "the model's outputs would not be theirs row by row. Ask for answers, or send texts that "
+                "make one row each."
+            )
+        if problem is not None:
+            raise BadRequest(
+                f"The {num_raws} examples make {num_rows} rows, as long ones are cut in windows: {problem}",
+                request_id=request.id,
+            )
+
+    def join_answers(self, inputs: Inputs, parts: Sequence[Answer]) -> list[Answer]:
+        """Has the processor make the answers to raw examples; for a thread, since that may take its time.
+
+        Args:
+            inputs: a request's, with windows.
+            parts: what `finish` made of each of its rows.
+
+        Returns:
+            One for each raw example.
+
+        Raises:
+            ServerError: the processor failed on one of them.
+        """
+        if self.processor is None or inputs.windows is None:
+            return list(parts)
+        answers, start = [], 0
+        pairs = zip(inputs.windows.raws, inputs.windows.examples, strict=True)
+        for place, (raw, examples) in enumerate(pairs):
+            own, start = parts[start : start + len(examples)], start + len(examples)
+            try:
+                answers.append(self.processor.join(raw, examples, own))
+            except Exception as error:  # a processor is anybody's code
+                text = str(error) if isinstance(error, PropellerError) else repr(error)
+                raise ServerError(
+                    f"the processor could not make the answer to raws[{place}] of its {len(examples)} parts: "
+                    f"{text:.300}"
+                ) from error
+        return answers
 
     def pad(self, parts: Sequence[Part], num_rows: int, length: int) -> dict[str, np.ndarray]:
         """Puts rows of several requests into one batch, filled up with pad values.
@@ -222,3 +312,27 @@ def _check_axes(bundle: Bundle) -> None:
             "padding changes its outputs, so that no two requests could be run together. Have the model mask "
             "what is padding, and export it again."
         )
+
+
+def _views(arrays: Mapping[str, np.ndarray], row: int, example: Example) -> dict[str, np.ndarray]:
+    """What the model takes of an example, out of the padded arrays, so that it is not held twice."""
+    return {
+        name: array[row][tuple(slice(size) for size in np.shape(example[name]))]
+        for name, array in arrays.items()
+    }
+
+
+def _held_bytes(*values: Any) -> int:
+    """About what nested lists, texts, numbers and arrays hold; what is there twice counts once."""
+    size, waiting, seen = 0, list(values), set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        size += value.nbytes if isinstance(value, np.ndarray) else sys.getsizeof(value)
+        if isinstance(value, Mapping):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple):
+            waiting += value
+    return size

@@ -1,7 +1,7 @@
 """The server: one loop between clients and workers. No Paddle here.
 
     client -> frontend -> decode -> check, or prepare in a thread -> admit -> batch -> worker
-           <- frontend <- encode <- reply <- rows of the request <- outputs of the batch <-
+           <- frontend <- encode <- reply <- join in a thread <- rows of the request <- outputs of a batch <-
 
 Each admitted request is answered once: by its results, or by an error that says why there are none.
 """
@@ -42,8 +42,11 @@ log = logging.getLogger("propeller")
 
 # How often hosts and companions are looked after while nothing else happens, and how often links are read.
 _TICK_S, _LINK_S = 0.2, 1.0
-# Text is prepared by so many threads: tokenizers let others run meanwhile.
+# Text is prepared, and answers joined, by so many threads: tokenizers let others run meanwhile.
 _PREPARE_THREADS = 2
+# A processor in plain Python gives way to the loop after so long, not after 5 ms: the loop has a few such
+# moments in each turn, and all other requests wait for it.
+_SWITCH_S = 0.001
 _STOP_S = 10.0
 _HOST_ID = re.compile("[0-9a-f]{16}")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -292,6 +295,7 @@ def serve(settings: ServerSettings, companion: Sequence[str] = ()) -> int:
     # Until the loop listens to signals, one that ends the process closes what was opened all the same.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     _allow_many_files()
+    sys.setswitchinterval(_SWITCH_S)
     return Server(settings, companion).run()
 
 

@@ -1,6 +1,7 @@
 """One exported model as it is served: requests become jobs, jobs batches, outputs of batches replies.
 
     admit -> next_batch -> done, failed or lost -> replies
+                             +-> join in a thread -> joined -> reply
 
 No sockets, threads, processes or Paddle here, and the clock is passed in.
 """
@@ -31,6 +32,8 @@ _MAX_HELD_MESSAGES = 16
 class Ticket:
     """A request that was admitted and not answered yet.
 
+    From the moment that all its rows are back it may wait for its answers to be joined.
+
     Attributes:
         number: tells it from all others of the server.
         client: whom to answer.
@@ -55,6 +58,15 @@ class Ticket:
         """Whether the processor's answers are asked for, not the arrays."""
         return self.request.want == "answers"
 
+    @property
+    def answers(self) -> list[Any]:
+        """What the processor made of the rows, in their order; of those that are back."""
+        answers: list[Any] = [None] * len(self.inputs.lengths)
+        for rows, _, part in self.parts:
+            for row, answer in zip(rows, part, strict=True):
+                answers[row] = answer
+        return answers
+
 
 @dataclass(frozen=True)
 class Work:
@@ -73,7 +85,8 @@ class Work:
     outputs: bool
 
 
-Answered = list[tuple[Ticket, Reply]]
+# Requests that are complete, and their replies; None where that is still to be joined: see `Serving.done`.
+Answered = list[tuple[Ticket, Reply | None]]
 
 
 class Serving:
@@ -103,7 +116,7 @@ class Serving:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.name, self.bundle = name, bundle
-        self.layout = layout = Layout(name, bundle)
+        self.layout = layout = Layout(name, bundle, max_queue_rows)
         self._batcher = Batcher(
             limits.max_tokens if layout.axis else limits.max_size,
             limits.max_size,
@@ -119,10 +132,14 @@ class Serving:
         self._clock = clock
         self._tickets: dict[int, Ticket] = {}
         self._running: dict[int, tuple[Batch, list[int]]] = {}  # by number, with the rows to finish
-        self._held_bytes = self._preparing_rows = 0
+        self._joining: dict[int, Ticket] = {}  # by number
+        self._held_bytes = self._preparing_rows = self._joining_rows = 0
 
     def reserve(self, request: Request, num_bytes: int) -> None:
         """Makes sure that there will be room for raw examples that are being prepared; `release` undoes it.
+
+        Each counts as one row: how many windows it has is known when it is admitted. Rows whose answers are
+        being joined count, too, so that no more is taken than can be joined.
 
         Args:
             request: of raw examples.
@@ -133,7 +150,7 @@ class Serving:
             BadRequest: there never is room for so many.
         """
         rows = len(request.raws or ())
-        self._batcher.check_room(rows, reserved=self._preparing_rows)
+        self._batcher.check_room(rows, reserved=self._preparing_rows + self._joining_rows)
         self._check_held(request, num_bytes)
         self._preparing_rows += rows
         self._held_bytes += num_bytes
@@ -162,13 +179,19 @@ class Serving:
 
         Raises:
             Overloaded: the queue is full.
-            BadRequest: a row that fits into no batch, or answers from a bundle without processor.
+            BadRequest: a row that fits into no batch, or answers that the processor cannot give.
             DeadlineExceeded: its time is over already.
         """
         want = request.want or ("arrays" if request.raws is None else "answers")
         if want == "answers" and self.layout.processor is None:
             raise BadRequest(
                 f"The model {self.name!r} was exported without a processor: it gives arrays, not answers.",
+                request_id=request.id,
+            )
+        if want == "answers" and self.layout.joins and inputs.windows is None:
+            raise BadRequest(
+                f"The model {self.name!r} makes answers of raw examples and what it gives for their windows: "
+                "send raws for them, or ask for arrays.",
                 request_id=request.id,
             )
         self._check_held(request, inputs.num_bytes)
@@ -211,6 +234,8 @@ class Serving:
 
         Returns:
             The requests that are complete with this, and their replies; none if the batch had been put back.
+            Where a reply is None the answers are to be made by `layout.join_answers` of the ticket's inputs
+            and answers, which may take its time; then `joined` ends the request.
         """
         batch, finish = self._running.pop(number, (None, []))
         if batch is None or not self._batcher.finished(batch):
@@ -226,10 +251,29 @@ class Serving:
             else:
                 ticket.parts.append((rows, {name: array[places] for name, array in outputs.items()}, ()))
             ticket.left -= len(rows)
-            if not ticket.left:
+            if ticket.left:
+                continue
+            if ticket.inputs.windows is not None:
+                self._joining[ticket.number] = ticket
+                self._joining_rows += len(ticket.inputs.lengths)
+                answered.append((ticket, None))
+            else:
                 self._forget(ticket)
                 answered.append((ticket, self._reply(ticket)))
         return answered
+
+    def joined(self, ticket: Ticket, result: Sequence[Any] | ServiceError) -> Answered:
+        """Takes the answers that were joined, or why there are none.
+
+        Returns:
+            The request with its reply; nothing if it has ended meanwhile.
+        """
+        if ticket.number not in self._joining:
+            return []
+        self._forget(ticket)
+        if isinstance(result, ServiceError):
+            return [(ticket, Reply(ticket.request.id, error=result))]
+        return [(ticket, Reply(ticket.request.id, answers=result))]
 
     def failed(self, number: int, problem: str) -> Answered:
         """Takes note that a batch raised: its requests are tried alone; one that was alone has failed."""
@@ -266,13 +310,15 @@ class Serving:
     def cancel(self, client: Hashable) -> int:
         """Drops the requests of a client that is gone; returns how many."""
         gone: list[Any] = [job.id for job in self._batcher.cancel(client)]
+        gone += [number for number, ticket in self._joining.items() if ticket.client == client]
         for number in gone:
             self._forget(self._tickets[number])
         return len(gone)
 
     def has_work(self, client: Hashable) -> bool:
         """Whether a client waits for an answer."""
-        return self._batcher.has_jobs(client)
+        joining = any(ticket.client == client for ticket in self._joining.values())
+        return joining or self._batcher.has_jobs(client)
 
     def fail_all(self, error: ServiceError) -> Answered:
         """Answers all that is left with an error."""
@@ -291,14 +337,12 @@ class Serving:
     def _forget(self, ticket: Ticket) -> None:
         del self._tickets[ticket.number]
         self._held_bytes -= ticket.inputs.num_bytes
+        if self._joining.pop(ticket.number, None) is not None:
+            self._joining_rows -= len(ticket.inputs.lengths)
 
     def _reply(self, ticket: Ticket) -> Reply:
         if ticket.wants_answers:
-            answers: list[Any] = [None] * len(ticket.inputs.lengths)
-            for rows, _, part in ticket.parts:
-                for row, answer in zip(rows, part, strict=True):
-                    answers[row] = answer
-            return Reply(ticket.request.id, answers=answers)
+            return Reply(ticket.request.id, answers=ticket.answers)
         parts = [(rows, outputs) for rows, outputs, _ in ticket.parts]
         return Reply(ticket.request.id, tuple(self.layout.join(parts, ticket.inputs)))
 

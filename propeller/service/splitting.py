@@ -147,7 +147,7 @@ def _example(place: int, raw: Any) -> Mapping[str, Any]:
     if isinstance(raw, Mapping):
         return raw
     texts = (raw,) if isinstance(raw, str) else raw
-    if isinstance(texts, tuple) and 1 <= len(texts) <= 2 and all(isinstance(text, str) for text in texts):
+    if isinstance(texts, tuple | list) and 1 <= len(texts) <= 2 and all(isinstance(t, str) for t in texts):
         return dict(zip(_TEXT_COLUMNS, texts, strict=False))
     raise BadRequest(
         f"Example {place} is {type(raw).__name__}; expected a text, a tuple of two texts, or a dict such as "

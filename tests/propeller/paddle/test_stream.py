@@ -313,3 +313,95 @@ def test_a_batch_that_fails_is_answered_one_by_one(processor):
     answers = stream.answer_all(_Picky(), processor, raws)
     assert isinstance(answers[1], DataError) and "id 31" in str(answers[1])
     assert not isinstance(answers[0], PropellerError) and not isinstance(answers[2], PropellerError)
+
+
+class Cut(Numbers):
+    """Windows of three ids, each with its place; `{"sums", "places", "name"}`. Joining 40 ids fails."""
+
+    name = "cut"
+
+    def prepare(self, raws):
+        return [example for own in self.windows(raws) for example in own]
+
+    def windows(self, raws):
+        prepared = super().prepare(raws)
+        return [
+            [
+                {"input_ids": example["input_ids"][at : at + 3], "place": at}
+                for at in range(0, len(example["input_ids"]), 3)
+            ]
+            for example in prepared
+        ]
+
+    def join(self, raw, examples, parts):
+        if len(raw["ids"]) == 40:
+            return parts[100]
+        return {
+            "sums": [part["logits"][1] for part in parts],
+            "places": [example["place"] for example in examples],
+            "name": raw.get("name"),
+        }
+
+    def format(self, raw, answer):
+        return f"{len(raw['ids'])} {sum(answer['sums']):.6g}"
+
+
+class TestWindows:
+    def expected(self, raws):
+        return [
+            {
+                "sums": [sum(raw["ids"][at : at + 3]) for at in range(0, len(raw["ids"]), 3)],
+                "places": [*range(0, len(raw["ids"]), 3)],
+                "name": raw.get("name"),
+            }
+            for raw in raws
+        ]
+
+    @pytest.mark.parametrize("count", [1, 5, 100, 700])
+    def test_each_answer_is_joined_of_its_own(self, predictor, count):
+        raws = [{**raw, "name": str(place)} for place, raw in enumerate(make_raws(count))]
+        assert stream.answer_all(predictor, Cut(), raws) == self.expected(raws)
+        widths = [width for _, width in predictor.shapes]
+        num_windows = sum(-(-len(raw["ids"]) // 3) for raw in raws)
+        if num_windows <= stream.CHUNK_ROWS:  # all of them were sorted
+            assert widths == sorted(widths) and len(widths) == -(-num_windows // stream.BATCH_ROWS)
+
+    def test_few_windows_are_held_at_a_time(self, predictor, monkeypatch):
+        monkeypatch.setattr(stream, "CHUNK_ROWS", 64)
+        monkeypatch.setattr(stream, "_PREPARE_RAWS", 8)
+        events, processor = [], Cut()
+        windows, join = processor.windows, processor.join
+        monkeypatch.setattr(processor, "windows", lambda raws: note(windows(raws)))
+        monkeypatch.setattr(processor, "join", lambda *args: events.append(-len(args[2])) or join(*args))
+
+        def note(found):
+            events.append(sum(map(len, found)))
+            return found
+
+        raws = make_raws(300)
+        assert stream.answer_all(predictor, processor, raws) == self.expected(raws)
+        held = np.cumsum(events)
+        assert held[-1] == 0 and held.max() < 64 + 8 * 10 and max(events) <= 8 * 10
+
+    def test_a_join_that_fails_harms_no_neighbour(self, predictor):
+        raws = make_raws(20)
+        wanted = self.expected(raws)
+        raws[7] = {"ids": [1] * 40}
+        answers = stream.answer_all(predictor, Cut(), raws)
+        assert isinstance(answers[7], DataError) and "IndexError('list index" in str(answers[7])
+        assert answers[:7] + answers[8:] == wanted[:7] + wanted[8:]
+
+    def test_a_window_that_fails_fails_its_example_alone(self):
+        raws = [{"ids": [1, 2, 3, 4]}, {"ids": [1, 1, 1, 31, 1, 1, 1]}, {"ids": [5]}]
+        answers = stream.answer_all(_Picky(), Cut(), raws)
+        assert isinstance(answers[1], DataError) and "id 31" in str(answers[1])
+        assert [answers[0], answers[2]] == self.expected([raws[0], raws[2]])
+
+    def test_lines_are_written_with_what_was_read(self, predictor):
+        target, processor = io.StringIO(), Cut()
+        lines = io.BytesIO(b"1 2 3 4 5\n13\n8\n")
+        errors = stream.predict_lines(
+            predictor, lines, target, processor=processor, write=stream.format_text(processor)
+        )
+        assert errors == 1
+        assert target.getvalue() == "5 15\n#error\t13 is unlucky\n1 8\n"

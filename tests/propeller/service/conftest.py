@@ -39,7 +39,7 @@ def tiny_bundle(tmp_path_factory):
     """Folder of a bundle: ERNIE of one layer with a classifier of two labels, and its processor."""
     from ernie.config import ErnieConfig
     from ernie.tasks.classification import ClassificationProcessor
-    from ernie.tasks.models import ClassificationModel
+    from ernie.tasks.classification_model import ClassificationModel
     from ernie.tokenizing import load_tokenizer
     from propeller.data import pad_batch
     from propeller.paddle.runtime import paddle
@@ -299,14 +299,19 @@ class Stage:
 
     def __init__(self, folder):
         self.folder = folder
-        (folder / "stage.py").write_bytes(Path(__file__).with_name("stage.py").read_bytes())
-        about = folder / "stage-1.0.dist-info"
-        about.mkdir()
-        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: stage\nVersion: 1.0\n")
-        (about / "entry_points.txt").write_text("[propeller.processors]\nstage = stage:Stage\n")
         sys.path.append(str(folder))
-        self.module = importlib.import_module("stage")
+        self.module = self.install("stage", "Stage")
         self.bundles = [_export_stage(folder / f"v{seed}", seed, self.module.Stage()) for seed in (1, 2)]
+
+    def install(self, name, processor):
+        """Makes a module of this folder, which defines a processor of its name, an installed package."""
+        (self.folder / f"{name}.py").write_bytes(Path(__file__).with_name(f"{name}.py").read_bytes())
+        about = self.folder / f"{name}-1.0.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (about / "entry_points.txt").write_text(f"[propeller.processors]\n{name} = {name}:{processor}\n")
+        importlib.invalidate_caches()
+        return importlib.import_module(name)
 
     def y(self, x, version=0):
         """What a version makes of rows."""
@@ -420,18 +425,45 @@ def stage(tmp_path_factory):
     sys.path.remove(str(made.folder))
 
 
+@pytest.fixture(scope="session")
+def toy_windows(stage):
+    """The module `toy_windows.py`, an installed package."""
+    return stage.install("toy_windows", "ToyWindows")
+
+
+@pytest.fixture(scope="session")
+def windows_bundle(toy_windows, tmp_path_factory):
+    """`ids` int64 `[batch, seq_len]` -> their sum, `total`, and the `first`, both float32 `[batch]`."""
+    import propeller.paddle as propeller
+    from propeller.paddle.runtime import paddle
+
+    def init(self, *args):
+        propeller.Model.__init__(self, *args)
+        self.weight = self.create_parameter([1], default_initializer=paddle.nn.initializer.Constant(1.0))
+
+    def forward(self, features):
+        ids = features["ids"].astype("float32") * self.weight
+        return {"total": ids.sum(axis=1), "first": ids[:, 0]}
+
+    inputs = (propeller.ArraySpec("ids", "int64", ("batch", "seq_len")),)
+    model_class = _model_class(inputs, __init__=init, forward=forward)
+    columns = {"ids": np.arange(1, 13, dtype=np.int64).reshape(3, 4)}
+    folder = tmp_path_factory.mktemp("windows") / "bundle"
+    return _export(folder, 9, model_class, columns, toy_windows.ToyWindows())
+
+
 class ServerProcess:
     """`python -m propeller.tools.start_server` with these words; a folder of its own is its TMPDIR.
 
     Attributes:
         process: the server.
-        gates: `load` stops hosts that are about to load a bundle of the stage, `batch` its rows of `WAIT`.
-            Those in `closed` are closed from the start.
+        gates: `load` stops hosts that are about to load a bundle of the stage, `batch` its rows of `WAIT`,
+            `join` what `toy_windows.py` joins. Those in `closed` are closed from the start.
     """
 
     def __init__(self, folder, words, path, closed=()):
         self.folder = folder
-        self.gates = {name: Gate(folder / name) for name in ("load", "batch")}
+        self.gates = {name: Gate(folder / name) for name in ("load", "batch", "join")}
         for name in closed:
             self.gates[name].close()
         self._log = (folder / "log").open("w+")
@@ -563,8 +595,13 @@ class Dealer:
         self.socket.send_multipart(request if isinstance(request, list) else encode_request(request))
 
     def receive(self):
-        assert self.socket.poll(PATIENCE_S * 1000), "no reply came"
-        return decode_reply(self.socket.recv_multipart())
+        while True:
+            assert self.socket.poll(PATIENCE_S * 1000), "no reply came"
+            reply = decode_reply(self.socket.recv_multipart())
+            # So a server asks who may be gone, such as one whose connection has the number of another one
+            # that has just ended. Clients drop what they did not ask for.
+            if reply.id != "are you there?":
+                return reply
 
     def ask(self, request):
         self.send(request)
