@@ -118,7 +118,8 @@ def run(args: argparse.Namespace) -> int:
         done: list[Trial] = []
         for number, trial in enumerate(trials, start=1):
             if trial.results() is None:
-                log.info("run %d of %d: %sseed %d", number, len(trials), _shown(trial.settings, ", "), trial.seed)
+                settings = _shown({**trial.settings, "seed": trial.seed})
+                log.info("run %d of %d: %s", number, len(trials), settings)
                 _train(trial, args.command)
             done.append(trial)
             rows = _table(done, args.metric)
@@ -150,9 +151,8 @@ def _trials(folder: Path, grid: Mapping[str, Sequence[float]], seeds: Sequence[i
             yield Trial(settings, seed, folder / name / f"seed={seed}")
 
 
-def _shown(settings: Mapping[str, float], end: str = "") -> str:
-    """The settings in words; nothing where only seeds differ."""
-    return ", ".join(f"{name} {value:g}" for name, value in settings.items()) + (end if settings else "")
+def _shown(settings: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in settings.items())
 
 
 def _train(trial: Trial, command: Sequence[str]) -> None:

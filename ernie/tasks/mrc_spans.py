@@ -37,7 +37,7 @@ class Window(NamedTuple):
 
     first: int
     begin: int
-    offsets: Ints
+    offsets: np.ndarray
 
     @property
     def length(self) -> int:
@@ -50,8 +50,8 @@ class _Spans(NamedTuple):
 
     start_logits: Floats
     end_logits: Floats
-    begins: Ints
-    ends: Ints
+    begins: np.ndarray
+    ends: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)

@@ -157,7 +157,8 @@ class TestTraining:
         assert float(scores["em"]) > 90 and float(scores["f1"]) >= float(scores["em"])
         assert int(scores["total"]) == len(dev) < int(scores["n"])  # questions, windows
         assert "best_f1_thresh" in scores
-        assert "test has no answers and is left out" in err and "[test evaluation]" not in err
+        assert "test has no answers with a place in its texts and is left out" in err
+        assert "[test evaluation]" not in err
 
     def test_what_data_tells_is_in_the_bundle(self, bundle):
         settings = read_bundle(bundle).metadata["processor"]["settings"]
@@ -228,7 +229,7 @@ class TestTraining:
         )
         assert code == 2 and "is a model for classification: expected one for mrc" in err
 
-    def test_wrong_flags(self, finetune, call):
+    def test_wrong_flags(self, finetune, call, tmp_path):
         contents = {"train": questions(4, 0), "dev": questions(4, 1)}
         code, _, err = finetune(contents, "--max_query_length", 40)
         assert code == 2 and "error: max_seqlen 24 leaves no room" in err
@@ -236,12 +237,27 @@ class TestTraining:
         assert code == 2 and "the files of mrc are JSON" in err
         code, _, err = call("--do_predict", "--predict_file", "x.json")
         assert code == 2 and "--predict_file needs --output_dir" in err
+        code, _, err = finetune(contents, "--predict_file", "x.json")
+        assert code == 2 and "--predict_file is for prediction: add --do_predict" in err
+        file = tmp_path / "file"
+        file.write_text("")
+        code, _, err = call("--do_predict", "--predict_file", "x.json", "--output_dir", file / "out")
+        assert code == 2 and f"--output_dir {file}/out cannot be made: Not a directory." in err
         code, _, err = call("--do_predict", "--n_best_size", 3)
         assert code == 2 and "--n_best_size with --do_predict: these need --predict_file" in err
 
     def test_bad_data_is_named(self, finetune):
         code, folder, err = finetune({"train": {"data": []}, "dev": questions(4, 1)})
         assert code == 1 and f"error: {folder}/train.json: holds no question" in err
+
+    @pytest.mark.parametrize("name", ["train", "dev"])
+    def test_data_without_a_place_for_an_answer_is_named(self, finetune, name):
+        contents = {"train": questions(4, 0), "dev": questions(4, 1)}
+        for paragraph in contents[name]["data"][0]["paragraphs"]:
+            paragraph["qas"][0]["answers"] = [{"text": "lost", "answer_start": 0}]
+        code, folder, err = finetune(contents)
+        assert code == 1 and f"error: {folder}/{name}.json: none of its questions has an answer with a" in err
+        assert not (folder / "output").exists()
 
 
 class TestPrediction:

@@ -156,6 +156,15 @@ def test_scheme_and_format_by_flags(finetune, tmp_path, write):
     assert "train: 2 texts in 2 windows of up to 10 tokens;" in result.err
 
 
+def test_a_test_set_without_labels_is_left_out(finetune, data, write):
+    write(data / "test.tsv", "text_a", *("\x02".join(units) for units, _ in sentences(3, 5)))
+    result = finetune("--data_dir", data)
+    assert result.code == 0, result.err
+    assert "test has no labels and is left out" in result.err and "[test evaluation]" not in result.err
+    write(data / "test.tsv", *tsv_rows(sentences(3, 5)))
+    assert "[test evaluation]" in finetune("--data_dir", data, max_steps=4).err
+
+
 def test_sentence_piece_vocabulary(finetune, predict, data, tmp_path, write):
     """As ERNIE-tiny's: pieces that begin a word have a mark."""
     special = ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]")

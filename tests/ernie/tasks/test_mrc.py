@@ -103,6 +103,12 @@ class TestWindows:
         assert len(window["input_ids"]) == 3 and window["token_type_ids"].tolist() == [0, 0, 1]
         assert make().windows([]) == []
 
+    @pytest.mark.parametrize("answers", [None, ["cat"], [{"text": "cat", "answer_start": 3}]])
+    def test_answers_are_not_looked_at(self, make, answers):
+        (windows,) = make().windows([raw("the cat", answers=answers)])
+        assert set(windows[0]) == set(make().windows([raw("the cat")])[0][0])
+        assert "start_position" not in windows[0]
+
     def test_names_of_other_tasks(self, make):
         windows = make().windows([raw("the cat"), {"text_a": "where ?", "text_b": "the cat"}])
         assert windows[0][0]["input_ids"].tolist() == windows[1][0]["input_ids"].tolist()
@@ -148,50 +154,52 @@ class TestWindows:
 
 class TestLabels:
     def test_answer_in_a_window(self, make):
-        assert labels(make().windows([raw("The cat sat", "cat sat")])[0]) == [(5, 6)]
+        assert labels(make().prepare([raw("The cat sat", "cat sat")])) == [(5, 6)]
 
     def test_piece_of_a_word_takes_the_whole_token(self, make):
         # "unhappy" is "un", "##happy".
-        assert labels(make().windows([raw("the unhappy cat", "happ")])[0]) == [(6, 6)]
-        assert labels(make().windows([raw("the unhappy cat", "nhappy c")])[0]) == [(5, 7)]
+        assert labels(make().prepare([raw("the unhappy cat", "happ")])) == [(6, 6)]
+        assert labels(make().prepare([raw("the unhappy cat", "nhappy c")])) == [(5, 7)]
 
     def test_blanks_around_the_answer(self, make):
-        assert labels(make().windows([raw("the cat sat", " cat ")])[0]) == [(5, 5)]
+        assert labels(make().prepare([raw("the cat sat", " cat ")])) == [(5, 5)]
 
     def test_window_without_all_of_it_points_at_its_beginning(self, make):
         context = "cat cat cat cat on mat cat cat cat"
-        windows = make().windows([raw(context, "on mat")])[0]
+        windows = make().prepare([raw(context, "on mat")])
         assert labels(windows) == [(0, 0), (6, 7), (4, 5)]
 
     @pytest.mark.parametrize("context", ["cat  cat", "cat \u200b cat"])
     def test_answer_without_a_token(self, make, context):
-        assert labels(make().windows([raw(context, context[3:5])])[0]) == [(0, 0)]
+        assert labels(make().prepare([raw(context, context[3:5])])) == [(0, 0)]
 
     def test_impossible(self, make):
         impossible = raw("the cat", answers=[], is_impossible=True)
-        assert labels(make().windows([impossible])[0]) == [(0, 0)]
+        assert labels(make().prepare([impossible])) == [(0, 0)]
         assert is_trainable(impossible)
 
     def test_first_answer_that_has_a_place_counts(self, make):
         answers = [{"text": "mat", "answer_start": -1}, {"text": "cat", "answer_start": 4}]
         labelled = raw("the cat", answers=answers, is_impossible=False)
-        assert labels(make().windows([labelled])[0]) == [(5, 5)]
+        assert labels(make().prepare([labelled])) == [(5, 5)]
         assert is_trainable(labelled)
 
     @pytest.mark.parametrize("answers", [[], [{"text": "mat", "answer_start": -1}]])
     def test_without_a_place_it_has_no_loss(self, make, answers):
         labelled = raw("the cat", answers=answers, is_impossible=False)
-        assert labels(make().windows([labelled])[0]) == [(IGNORED, IGNORED)]
+        assert labels(make().prepare([labelled])) == [(IGNORED, IGNORED)]
         assert not is_trainable(labelled)
 
     def test_wrong_place_is_refused(self, make):
         with pytest.raises(DataError, match="'cat' does not stand at answer_start 3 .* ' ca' is"):
-            make().windows([raw("the cat", "cat", start=3)])
+            make().prepare([raw("the cat", "cat", start=3)])
 
-    @pytest.mark.parametrize("answers", [["cat"], [{"text": "cat"}], [{"text": 1, "answer_start": 0}]])
+    @pytest.mark.parametrize("answers", [["cat"], [{"text": "cat"}], [{"text": 1, "answer_start": 0}],
+                                         [{"text": "cat", "answer_start": 4.0}],
+                                         {"text": ["cat"], "answer_start": [4]}])  # fmt: skip
     def test_malformed(self, make, answers):
         with pytest.raises(DataError, match=r"The answers are .*; expected a list"):
-            make().windows([raw("the cat", answers=answers)])
+            make().prepare([raw("the cat", answers=answers)])
 
 
 class TestPrepare:
@@ -244,7 +252,7 @@ class TestAnswers:
             start = len("  ".join([*words[:first], ""]))
             question = raw(context, gold, start=start)
             windows = processor.windows([question])[0]
-            places = labels(windows)
+            places = labels(processor.prepare([question]))
             found = outputs(windows, [start for start, _ in places], [end for _, end in places])
             # Where a window has no answer that is sure, too, but less so than the answer elsewhere.
             found["start_logits"][:, 0] /= 2
@@ -266,7 +274,7 @@ class TestAnswers:
         assert math.isnan(metric.compute()[processor.best_metric])
         # The last window of the first question is right, the second question, the third is not.
         places = [0, 0, 7, 0, 5, 4]
-        metric.update(outputs(windows, places, places), labels(windows), batch)
+        metric.update(outputs(windows, places, places), labels(processor.prepare(raws)), batch)
         result = metric.compute()
         assert result["em"] == pytest.approx(200 / 3) and result["total"] == 3
         assert result["HasAns_exact"] == 50 and result["NoAns_exact"] == 100
@@ -312,6 +320,7 @@ class TestLines:
             ("where ?", "expected question<TAB>context, or a JSON object, found 1 cells"),
             ("a\tb\tc", "found 3 cells"),
             ('{"question": "where', "begins with {: Unterminated string"),
+            ('{"question":' * 100_000, "begins with {: maximum recursion depth exceeded"),
         ],
     )
     def test_malformed(self, make, line, message):
@@ -381,7 +390,7 @@ def test_answers_of_real_questions_are_their_own_text(real_data):
     )
     right = []
     for question, windows in zip(raws, processor.windows(raws), strict=True):
-        places = labels(windows)
+        places = labels(processor.prepare([question]))
         if not any(start for start, _ in places):
             continue  # longer than what two windows share
         found = outputs(windows, *zip(*places, strict=True))

@@ -214,6 +214,8 @@ GOOD = squad(question("a"), question("b"))
     [
         ("\n".join(json.dumps(GOOD, indent=1).split("\n")[:12]), 12, "cut short"),
         (json.dumps(GOOD)[:-80], 1, "cut short"),
+        ("question\tcontext\n", 1, "expected a file as SQuAD, CMRC2018, DRCD or DuReader have it"),
+        (broken_line(1, "question\tcontext"), 2, "is it damaged"),
         (json.dumps(GOOD, indent=1).replace(":", "", 1), 2, "is it damaged"),
         (json.dumps(GOOD) + "\n{}", 2, "Extra data"),
         ('{"a":\n"\xe9"}'.encode("latin-1"), 2, "not UTF-8"),

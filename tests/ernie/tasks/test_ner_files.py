@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from ernie.tasks.ner_files import NerTags, find_tags, read_ner, split_units
+from ernie.tasks.ner_files import NerTags, find_tags, has_labels, read_ner, split_units
 from propeller.errors import ConfigError, DataError
 
 JOINED = "text_a\tlabel\n海\x02钓\x02 \x02厦\x02门\tO\x02O\x02O\x02B-LOC\x02I-LOC\n好\tO\n"
@@ -261,6 +261,25 @@ REAL = {
     "weibo_ner/weiboNER_2nd_conll.dev": (270, 14509, {""}),
     "weibo_ner/weiboNER_2nd_conll.test": (270, 14842, {""}),
 }
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "expected"),
+    [
+        *((text, None, True) for text in EXPECTED),
+        ("text_a\n海\x02钓\n", None, False),
+        ("qid\ttext_a\n1\tin New York\n", None, False),
+        ("text_a\nin New York\n", None, False),
+        ("海\x02钓\n\n好\n", None, False),
+        ("海\n钓\n\n好\n", None, False),
+        ("海\n钓\tO\n", None, True),  # one line that is wrong does not hide the others
+        ("label\tO\n", None, True),
+        ("1\t海\n", ["_", "text_a"], False),
+        ("海\tO\n", ["text_a", "label"], True),
+    ],
+)
+def test_whether_there_are_labels(write, text, columns, expected):
+    assert has_labels(write(text), columns=columns) is expected
 
 
 @pytest.mark.parametrize("name", REAL)

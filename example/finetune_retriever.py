@@ -1,0 +1,71 @@
+"""Trains a dual encoder: embeddings by which queries find their passages, for the encoder server.
+
+    python example/finetune_retriever.py --train_set pairs.tsv --dev_set dev.tsv --warm_start_from MODEL \\
+        --run_config '{"model_dir": "output", "max_steps": 900}' --hparam '{"batch_size": 64}'
+    python -m ernie.service.encoder_server -m output/best/inference
+
+A row is a query, a right passage and, if you like, a wrong one; or query, passage and label, with a qid or
+grouped by query. The other passages of a batch are wrong ones, too. `batch_size` counts queries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+from ernie.tasks import finetuning
+from ernie.tasks.arguments import DataFiles, argument_parser
+from ernie.tasks.dual_encoder import (
+    ENCODER_KEYS,
+    DualEncoderProcessor,
+    RetrievalLoss,
+    embedding_settings,
+    is_answered,
+    retrieval_report,
+)
+from ernie.tasks.groups import Groups, group_size, refuse_token_batches
+from propeller import cli
+from propeller.errors import ConfigError
+from propeller.types import HParams, RunConfig
+
+log = logging.getLogger("ernie")
+
+COLUMNS = ("input_ids", "token_type_ids", "label", "query", "text")
+
+
+def main() -> int:
+    """Parses the flags and trains, or predicts."""
+    known = [*RetrievalLoss.keys(), *ENCODER_KEYS, "group_size", "candidates"]
+    return finetuning.main(argument_parser(str(__doc__)), train, known=known)
+
+
+def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> None:
+    """Trains, evaluates dev and test, and exports the best encoder by MRR on dev."""
+    RetrievalLoss.of(hparams)
+    size = group_size(hparams)
+    refuse_token_batches(hparams)
+    if args.dev_predictions:
+        raise ConfigError(
+            "--dev_predictions: an encoder answers by vectors; encode the texts with the bundle."
+        )
+    config, tokenizer = finetuning.resolve_model(args, hparams)
+    embedding = embedding_settings(args.warm_start_from, config, hparams, max_seqlen=args.max_seqlen)
+    processor = DualEncoderProcessor(tokenizer, embedding, candidates=hparams.get("candidates", "all"))
+    rows = {
+        name: finetuning.prepared(name, path, processor, args) for name, path in DataFiles.of(args).items()
+    }
+    groups = {name: Groups(name, found) for name, found in rows.items()}
+    log.info("data:\n%s", retrieval_report(groups))
+    log.info("embeddings: %s", embedding)
+    sets = {name: whole.evaluation() for name, whole in groups.items() if name != "train"}
+    sets["train"] = groups["train"].training(
+        COLUMNS, pad_values=processor.pad_values, teaches=is_answered, size=size, lead=1
+    )
+
+    from ernie.tasks.dual_encoder_model import DualEncoderModel
+
+    finetuning.fit(DualEncoderModel, args, run_config, hparams, config=config, processor=processor, sets=sets)
+
+
+if __name__ == "__main__":
+    cli.run(main)
