@@ -25,7 +25,7 @@ from ernie.crf import CrfSettings
 from ernie.tasks import finetuning
 from ernie.tasks.arguments import DataFiles, argument_parser, column_names
 from ernie.tasks.entity_scores import MODES
-from ernie.tasks.ner_files import FORMATS, find_tags, read_ner
+from ernie.tasks.ner_files import FORMATS, find_tags, has_labels, read_ner
 from ernie.tasks.predicting import write_predictions
 from ernie.tasks.sentence_pieces import over_sentence_pieces
 from ernie.tasks.sequence_labeling import SequenceLabelingProcessor
@@ -88,17 +88,21 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
         score=args.score,
     )
     read = functools.partial(read_ner, scheme=tags.scheme, labels=tags.labels, **form)
+    parts = {name: source_files(name, data_dir=path) for name, path in files.items()}
+    if "test" in parts and not any(has_labels(part, columns=form["columns"]) for part in parts["test"]):
+        log.info("test has no labels and is left out")
+        del parts["test"]
     sets = {
         name: prepare_files(
             name,
-            source_files(name, data_dir=path),
+            paths,
             read,
             read_key=json.dumps([tags.scheme, tags.labels, form]),
             prepare=processor.prepare,
             prepare_key=processor.fingerprint,
             cache_dir=args.cache_dir,
         )
-        for name, path in files.items()
+        for name, paths in parts.items()
     }
     for name, dataset in sets.items():
         log.info("%s: %s", name, report(dataset, processor))
@@ -109,8 +113,8 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
         SequenceLabelingModel, args, run_config, hparams, config=config, processor=processor, sets=sets
     )
     if args.dev_predictions and bundle is not None:
-        parts = source_files("dev", data_dir=files.dev)
-        write_predictions(args.dev_predictions, bundle, itertools.chain.from_iterable(map(read, parts)))
+        raws = itertools.chain.from_iterable(map(read, parts["dev"]))
+        write_predictions(args.dev_predictions, bundle, raws)
 
 
 def report(examples: Iterable[Mapping[str, Any]], processor: SequenceLabelingProcessor) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ernie.tasks.conll import Sentences, find_layout
+from ernie.tasks.conll import Sentences, find_layout, split_columns
 from ernie.tasks.label_map import read_label_map
 from ernie.tasks.tagging import OUTSIDE, check_scheme, find_scheme, is_tag
 from propeller.data import Dataset, FeatureColumns, RawColumn
@@ -91,7 +91,7 @@ def read_ner(
     path = Path(path)
     check = _TagCheck(labels, scheme)
     lines = FileSource([path], 0, None)
-    head = [line for line, _ in itertools.islice(lines.iterate(None, Context(seed=0)), _HEAD_LINES)]
+    head = _head(lines)
     if format == "tsv" or (format is None and _is_tsv(head, columns)):
         cells = [RawColumn("text_a", aliases=_TEXT_NAMES), RawColumn("label", aliases=_LABEL_NAMES)]
         rows = FeatureColumns(cells, file_columns=columns).read(path)
@@ -102,6 +102,25 @@ def read_ner(
     except DataError as error:
         fail(find_layout, error, Origin(str(path), 1))
     return Dataset(Sentences(lines, layout, check))
+
+
+def has_labels(path: PathLike, *, columns: Sequence[str] | None = None) -> bool:
+    """Whether a file has a column of tags: by its header; without one, if a line has more than one column.
+
+    Args:
+        path: the file.
+        columns: see `read_ner`.
+
+    Raises:
+        DataError: the file cannot be read, or is empty.
+    """
+    head = _head(FileSource([Path(path)], 0, None))
+    if columns is not None:
+        return "label" in columns
+    first = _cells(head[0])
+    if _is_header(first):
+        return not {"label", *_LABEL_NAMES}.isdisjoint(first)
+    return any(len(split_columns(line, tabs="\t" in line)) > 1 for line in head)
 
 
 def find_tags(
@@ -189,11 +208,25 @@ class _TagCheck:
         self._good.add(tag)
 
 
+def _head(lines: FileSource) -> list[str]:
+    """The first lines of a file."""
+    return [line for line, _ in itertools.islice(lines.iterate(None, Context(seed=0)), _HEAD_LINES)]
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("\t")]
+
+
+def _is_header(cells: Sequence[str]) -> bool:
+    """Whether cells of a first line are names of columns."""
+    names = {"text_a", "label", *_TEXT_NAMES, *_LABEL_NAMES}
+    return not names.isdisjoint(cells) and not any(map(is_tag, cells))
+
+
 def _is_tsv(head: Sequence[str], columns: Sequence[str] | None) -> bool:
     """Whether lines hold whole sentences."""
-    first = [cell.strip() for cell in head[0].split("\t")]
-    names = {"text_a", "label", *_TEXT_NAMES, *_LABEL_NAMES}
-    if len(first) > 1 and names.intersection(first) and not any(map(is_tag, first)):
+    first = _cells(head[0])
+    if len(first) > 1 and _is_header(first):
         return True
     label = columns.index("label") if columns is not None and "label" in columns else -1
     for line in head:

@@ -40,6 +40,7 @@ from propeller.processor import Answer, Raw, register_processor
 NO_LABEL = -100
 
 _SPECIAL_TOKENS = 2
+_SEPARATORS = (JOINT, " ", "")
 _WORD = re.compile(r"\S+")
 _FAR = np.iinfo(np.int64).max
 
@@ -147,8 +148,8 @@ class SequenceLabelingProcessor(TextProcessor):
             example `label` (int64 `[seq_len]`: the label where a unit begins, else -100).
 
         Raises:
-            DataError: an example has no units or text, there are more labels than units or fewer, or a label
-                is unknown.
+            DataError: an example has no units or text, or another separator, there are more labels than units
+                or fewer, or a label is unknown.
         """
         units = [self._units(raw) for raw in raws]
         labels = [self._label_ids(raw, len(found)) for raw, found in zip(raws, units, strict=True)]
@@ -160,6 +161,8 @@ class SequenceLabelingProcessor(TextProcessor):
         if "labels" not in raw:
             return None
         labels = raw["labels"]
+        if not isinstance(labels, list | tuple):
+            raise DataError(f"The labels are {labels!r:.40}; expected a list, one for each unit.")
         if len(labels) != num_units:
             raise DataError(f"{len(labels)} labels came with {num_units} units; expected one for each.")
         try:
@@ -286,6 +289,8 @@ class SequenceLabelingProcessor(TextProcessor):
     def _units(self, raw: Raw) -> list[str]:
         """The units of a raw example; see `_text_of`."""
         units = raw.get("units")
+        if raw.get("separator", "") not in _SEPARATORS:
+            raise DataError(f"The separator is {raw['separator']!r:.40}; expected '\\x02', a blank or ''.")
         if isinstance(units, list | tuple) and all(isinstance(unit, str) for unit in units):
             return list(units)
         whole = raw.get("text_a")
@@ -298,7 +303,7 @@ class SequenceLabelingProcessor(TextProcessor):
         """Cuts a raw example into its units.
 
         Raises:
-            DataError: it has neither `units` nor `text_a`, or they are no strings.
+            DataError: it has neither `units` nor `text_a`, or they are no strings; or another separator.
         """
         units = self._units(raw)
         if raw.get("units") is None:
@@ -307,7 +312,7 @@ class SequenceLabelingProcessor(TextProcessor):
             starts = range(len(whole)) if self.by_character else [word.start() for word in words]
             return _Text(units, starts, whole)
         # By default a blank is between units, or nothing where they are characters.
-        separator = str(raw.get("separator", "" if self.by_character else " "))
+        separator = raw.get("separator", "" if self.by_character else " ")
         between = "" if separator == JOINT else separator
         ends = itertools.accumulate((len(unit) + len(between) for unit in units), initial=0)
         return _Text(units, list(ends)[: len(units)], between.join(units))
