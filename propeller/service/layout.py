@@ -139,8 +139,8 @@ class Layout:
                 request_id=request.id,
             )
         try:
-            examples = self._windows(self.processor, request.raws or ())
-            return self._inputs_of(request, examples)
+            raws = [_raw_of(self.processor, place, value) for place, value in enumerate(request.raws or ())]
+            return self._inputs_of(request, raws, self._windows(self.processor, raws))
         except DataError as error:
             raise BadRequest(str(error), request_id=request.id) from error
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -168,7 +168,9 @@ class Layout:
             )
         return examples
 
-    def _inputs_of(self, request: Request, windows: list[list[dict[str, Any]]]) -> Inputs:
+    def _inputs_of(
+        self, request: Request, raws: Sequence[Raw], windows: list[list[dict[str, Any]]]
+    ) -> Inputs:
         """Puts prepared examples into arrays."""
         examples = [example for each in windows for example in each]
         self._check_count(request, len(windows), len(examples))
@@ -186,7 +188,7 @@ class Layout:
         rows = itertools.count()
         kept = [[{**example, **_views(arrays, next(rows), example)} for example in own] for own in windows]
         rest = [value for example in examples for name, value in example.items() if name not in named]
-        return Inputs(arrays, lengths, {}, Windows(request.raws or (), kept, _held_bytes(request.raws, rest)))
+        return Inputs(arrays, lengths, {}, Windows(raws, kept, _held_bytes(raws, rest)))
 
     def _check_count(self, request: Request, num_raws: int, num_rows: int) -> None:
         """Refuses examples that have too many windows, or several where there must be one."""
@@ -287,6 +289,13 @@ class Layout:
     def _width(self, arrays: Mapping[str, np.ndarray]) -> int:
         """Size of `axis` in a request's arrays, 0 if there is none."""
         return 0 if self._measure is None else arrays[self._measure].shape[1]
+
+
+def _raw_of(processor: Processor, place: int, value: Any) -> Raw:
+    try:
+        return processor.raw_of(value)
+    except DataError as error:
+        raise DataError(f"raws[{place}]: {error}") from error
 
 
 def _copy(source: np.ndarray, from_rows: list[int] | slice, target: np.ndarray, to_rows: list[int]) -> None:

@@ -16,7 +16,6 @@ from propeller.service.wire import Reply, Request, WireArray
 # what is larger. A single row may be.
 _MAX_ARRAY_BYTES = (1 << 20) - (64 << 10)
 _MAX_JSON_BYTES = 512 << 10
-_TEXT_COLUMNS = ("text_a", "text_b")
 
 # The id is given when it is sent.
 _NO_ID = "-"
@@ -134,7 +133,7 @@ def _slices(arrays: Sequence[WireArray], model: str | None, max_rows: int) -> It
     return parts()
 
 
-def _examples(raws: Sequence[Any]) -> list[Mapping[str, Any]]:
+def _examples(raws: Sequence[Any]) -> list[Any]:
     if isinstance(raws, str | Mapping):
         raise BadRequest(f"Expected a list of examples, got one {type(raws).__name__}; write [example].")
     examples = [_example(place, raw) for place, raw in enumerate(raws)]
@@ -143,12 +142,10 @@ def _examples(raws: Sequence[Any]) -> list[Mapping[str, Any]]:
     return examples
 
 
-def _example(place: int, raw: Any) -> Mapping[str, Any]:
-    if isinstance(raw, Mapping):
+def _example(place: int, raw: Any) -> Any:
+    texts = raw if isinstance(raw, tuple | list) else ()
+    if isinstance(raw, Mapping | str) or (texts and all(isinstance(text, str) for text in texts)):
         return raw
-    texts = (raw,) if isinstance(raw, str) else raw
-    if isinstance(texts, tuple | list) and 1 <= len(texts) <= 2 and all(isinstance(t, str) for t in texts):
-        return dict(zip(_TEXT_COLUMNS, texts, strict=False))
     raise BadRequest(
         f"Example {place} is {type(raw).__name__}; expected a text, a tuple of two texts, or a dict such as "
         '{"text_a": "..."}.'
@@ -156,10 +153,10 @@ def _example(place: int, raw: Any) -> Mapping[str, Any]:
 
 
 def _raw_parts(
-    examples: Sequence[Mapping[str, Any]], model: str | None, max_rows: int, want: str
+    examples: Sequence[Any], model: str | None, max_rows: int, want: str
 ) -> Iterator[Part]:
     """Cuts before the part has too many examples, or too much JSON; one example is never cut."""
-    part: list[Mapping[str, Any]] = []
+    part: list[Any] = []
     size = 0
     for place, example in enumerate(examples):
         try:

@@ -47,7 +47,8 @@ class Request:
         model: which of the server's models; None means its first one.
         deadline_ms: milliseconds that are left; None if there is no deadline.
         arrays: inputs of the bundle, rows first. All have names or none has.
-        raws: JSON examples for the bundle's processor, in place of arrays.
+        raws: what the bundle's processor makes raw examples of, in place of arrays: JSON objects, texts, or
+            lists of texts; see `Processor.raw_of`.
         want: the model's outputs as `arrays`, or what the processor makes of them, `answers`; None means
             arrays for arrays and answers for raws.
     """
@@ -57,7 +58,7 @@ class Request:
     model: str | None = None
     deadline_ms: float | None = None
     arrays: tuple[WireArray, ...] = ()
-    raws: Sequence[Mapping[str, Any]] | None = None
+    raws: Sequence[Any] | None = None
     want: str | None = None
 
 
@@ -164,8 +165,8 @@ def _check_raws(message: MessageReader, raws: Sequence[Any]) -> None:
     if not raws:
         message.fail("raws is an empty list: there is nothing to predict.")
     for place, raw in enumerate(raws):
-        if not isinstance(raw, dict):
-            message.fail(f"raws[{place}] must be a JSON object, got {shown(raw)}.")
+        if not isinstance(raw, dict | str | list):
+            message.fail(f"raws[{place}] must be a JSON object, a text or a list of texts, got {shown(raw)}.")
 
 
 def decode_reply(frames: Sequence[Frame], limits: Limits = REPLY_LIMITS) -> Reply:

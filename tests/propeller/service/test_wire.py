@@ -305,7 +305,7 @@ BAD = {
     "raws a number": (of_raws(b"7"), "raws must be a JSON list, got 7"),
     "raws an object": (of_raws(b"{}"), "raws must be a JSON list, got a JSON object of 0"),
     "raws none": (of_raws(b"[]"), "raws is an empty list: there is nothing to predict"),
-    "raws texts": (of_raws(b'[{}, "a"]'), r'raws\[1\] must be a JSON object, got "a"'),
+    "raws numbers": (of_raws(b'[{}, "a", ["b"], 3]'), r"raws\[3\] must be a JSON object, a text or a list"),
     "raws NaN": (of_raws(b'[{"a": NaN}]'), "it holds NaN, which is not JSON"),
     "raws infinity": (of_raws(b'[{"a": -Infinity}]'), "it holds -Infinity, which is not JSON"),
     "raws overflow": (of_raws(b'[{"a": 1e999}]'), "it holds 1e999, which is beyond the range of a double"),
