@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from propeller.bundle import Bundle, read_bundle
 from propeller.config import parse_runconfig
 from propeller.data import Dataset, prepare_files
 from propeller.data.cache import source_files
-from propeller.errors import ConfigError
+from propeller.errors import ConfigError, DataError
 from propeller.processor import Raw
 from propeller.types import HParams, RunConfig
 
@@ -59,6 +59,9 @@ def main() -> int:
     group.add_argument("--output_dir", metavar="DIR", help="where the predictions for --predict_file go")
     args = parser.parse_args()
     if not args.do_predict:
+        for name in ("predict_file", "output_dir"):
+            if getattr(args, name) is not None:
+                raise ConfigError(f"--{name} is for prediction: add --do_predict, or leave it out.")
         return finetuning.main(parser, train)
     if args.predict_file is None:
         given = [name for name in (*SEARCH_KEYS, "score", "output_dir") if getattr(args, name) is not None]
@@ -67,6 +70,7 @@ def main() -> int:
         return finetuning.main(parser, train)
     if args.output_dir is None:
         raise ConfigError("--predict_file needs --output_dir, the folder for the predictions.")
+    check_writable(Path(args.output_dir))
     cli.setup_logging()
     predict(args, parse_runconfig(args))
     return 0
@@ -76,7 +80,8 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
     """Fine-tunes, evaluates dev and test, exports the best model, and writes its predictions for dev."""
     files = DataFiles.of(args)
     config, tokenizer = finetuning.resolve_model(args, hparams)
-    score = args.score or ("cmrc" if is_chinese(read(files.train)) else "squad")
+    questions = list(read(files.train))
+    score = args.score or ("cmrc" if is_chinese(questions) else "squad")
     processor = MrcProcessor(
         tokenizer,
         max_seqlen=args.max_seqlen,
@@ -85,17 +90,15 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
         search=SpanSearch(
             **{
                 "max_answer_length": MAX_ANSWER_LENGTH[score],
-                "with_negative": any(raw["is_impossible"] for raw in read(files.train)),
+                "with_negative": any(raw["is_impossible"] for raw in questions),
                 **given_search(args),
             }
         ),
         score=score,
     )
     log.info("answers: %s, scored as by %s", processor.search, score)
-    found = dict(files.items())
-    if files.test is not None and not any(map(is_labelled, read(files.test))):
-        log.info("test has no answers and is left out")
-        del found["test"]
+    found = usable(files, questions)
+    del questions  # many, and training takes long
     sets = {name: prepared(name, path, processor, args) for name, path in found.items()}
     log.info("windows: %s", ", ".join(f"{name} {len(windows)}" for name, windows in sets.items()))
 
@@ -108,6 +111,27 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
         answer(read_bundle(folder), processor, read(files.dev), folder.parent, device=run_config.device)
         if args.dev_predictions:
             predicting.write_predictions(args.dev_predictions, folder, read(files.dev))
+
+
+def usable(files: DataFiles, train_questions: Iterable[Raw]) -> dict[str, Path]:
+    """The sets that have a loss; `test` may have none.
+
+    Raises:
+        DataError: there is nothing to train on, or to choose the best model by.
+    """
+    found = {}
+    for name, path in files.items():
+        if sum(map(is_trainable, train_questions if name == "train" else read(path))):
+            found[name] = path
+        elif name == "test":
+            log.info("test has no answers with a place in its texts and is left out")
+        else:
+            raise DataError(
+                f"none of its questions has an answer with a place in its text, or is marked as impossible; "
+                f"{name} needs some that are",
+                path=path,
+            )
+    return found
 
 
 def prepared(name: str, path: Path, processor: MrcProcessor, args: argparse.Namespace) -> Dataset:
@@ -140,6 +164,20 @@ def predict(args: argparse.Namespace, run_config: RunConfig) -> None:
     processor = MrcProcessor(exported.tokenizer, **{**exported.settings, **changes})
     raws, folder = read(Path(args.predict_file)), Path(args.output_dir)
     answer(bundle, processor, raws, folder, device=run_config.device, bf16=args.bf16)
+
+
+def check_writable(folder: Path) -> None:
+    """Makes a folder for predictions, before any time is spent on them.
+
+    Raises:
+        ConfigError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output_dir {folder} cannot be made: {error.strerror}.") from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"--output_dir {folder} cannot be written to.")
 
 
 def answer(
@@ -177,9 +215,20 @@ def answer(
 
 
 def read(path: Path) -> Iterator[Raw]:
-    """The questions of a file, or of all parts of a folder."""
-    parts = source_files(path.name, data_dir=path)
-    return itertools.chain.from_iterable(map(read_mrc, parts))
+    """The questions of a file, or of all parts of a folder.
+
+    Raises:
+        DataError: as `read_mrc`, or a question id stands in two parts.
+    """
+    places: dict[str, Path] = {}
+    for part in source_files(path.name, data_dir=path):
+        for raw in read_mrc(part):
+            if places.setdefault(raw["id"], part) != part:
+                raise DataError(
+                    f"the question id {raw['id']!r} stands in {places[raw['id']]}, too; expected each once",
+                    path=part,
+                )
+            yield raw
 
 
 def given_search(args: argparse.Namespace) -> dict[str, Any]:

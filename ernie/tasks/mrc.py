@@ -14,6 +14,7 @@ import dataclasses
 import itertools
 import json
 import math
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -125,33 +126,46 @@ class MrcProcessor(TextProcessor):
             "score": self.score,
         }
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """As any task's, with each field of the search by itself: what differs is named."""
+        fields = {name: value for name, value in super().identity.items() if name != "search"}
+        return {**fields, **dataclasses.asdict(self.search)}
+
     def prepare(self, raws: Sequence[Raw]) -> list[dict[str, Any]]:
-        """Tokenises a batch into windows; labelled examples keep what `AnswerMetric` needs.
+        """Tokenises a batch into windows, for training and evaluation.
 
         Returns:
-            What `windows` gives, one after the other, without the places in the text.
+            The windows of all examples, one after the other: `input_ids` and `token_type_ids` (int64
+            `[seq_len]`); of labelled examples also what `AnswerMetric` needs, and `start_position` and
+            `end_position`: the first and last token of the first answer that has a place; both 0, which is
+            `[CLS]`, where the window does not hold all of it, and `IGNORED` where no answer has a place
+            (`answer_start` -1). A token that holds a part of the answer belongs to it.
+
+        Raises:
+            DataError: as `windows`, or an answer does not stand in its context at the place that it names.
         """
         prepared = []
-        for raw, windows in zip(raws, self.windows(raws), strict=True):
+        for raw, windows in zip(raws, self._windows(raws, labelled=True), strict=True):
             examples = [{name: window[name] for name in window if name not in _PLACES} for window in windows]
             is_for_metrics = self.label_names[0] in windows[0]
             prepared += with_answer_columns(raw, examples) if is_for_metrics else examples
         return prepared
 
     def windows(self, raws: Sequence[Raw]) -> list[list[dict[str, Any]]]:
-        """Tokenises a batch into the windows of each example.
+        """Tokenises a batch into the windows of each example. Answers that they may have are not looked at.
 
         Returns:
             For each window `input_ids` and `token_type_ids` (int64 `[seq_len]`); `first_token`,
-            `context_begin` and `offsets`, see `Window`; and of labelled examples `start_position` and
-            `end_position`: the first and last token of the first answer that has a place; both 0, which is
-            `[CLS]`, where the window does not hold all of it, and `IGNORED` where no answer has a place
-            (`answer_start` -1). A token that holds a part of the answer belongs to it.
+            `context_begin` and `offsets`, see `Window`.
 
         Raises:
-            DataError: an example lacks its question or context, or they are no strings, or an answer does
-                not stand in its context at the place that it names.
+            DataError: an example lacks its question or context, or they are no strings.
         """
+        return self._windows(raws, labelled=False)
+
+    def _windows(self, raws: Sequence[Raw], *, labelled: bool) -> list[list[dict[str, Any]]]:
+        """The windows of each example, with labels where it has some and they are asked for."""
         questions, contexts = map(list, zip(*map(_texts, raws), strict=True)) if raws else ([], [])
         asked = self.tokenizer.pieces(questions)
         places = {text: place for place, text in enumerate(dict.fromkeys(contexts))}
@@ -160,7 +174,7 @@ class MrcProcessor(TextProcessor):
         for number, (raw, context) in enumerate(zip(raws, contexts, strict=True)):
             question, _ = _row(asked, number)
             ids, offsets = _row(read, places[context])
-            gold = _gold(raw, context, offsets)
+            gold = _gold(raw, context, offsets) if labelled else None
             found.append(self._cut(question[: self.max_query_length], ids, offsets, gold))
         return found
 
@@ -239,7 +253,7 @@ class MrcProcessor(TextProcessor):
         if line.startswith("{"):
             try:
                 raw = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"expected a JSON object, since it begins with {{: {error}") from None
             return {name: _SURROGATES.sub("\ufffd", text) if isinstance(text, str) else text
                     for name, text in raw.items()}  # fmt: skip  # half a character cannot be written again
@@ -343,7 +357,7 @@ def _gold(raw: Raw, context: str, offsets: np.ndarray) -> _Gold | None:
     try:
         answers = ((answer["text"], answer["answer_start"]) for answer in raw["answers"])
         text, start = next((answer for answer in answers if answer[1] >= 0), ("", _NOWHERE))
-        end = start + len(text)
+        end = operator.index(start) + len(text)
     except (KeyError, TypeError) as error:
         raise DataError(
             f"The answers are {raw['answers']!r:.80}; expected a list of "

@@ -49,7 +49,7 @@ class MrcReport:
             f"{self.misplaced} of {self.answers} answers do not stand at their answer_start: "
             f"{self.repaired} stand in their context exactly once and were set there, {self.ambiguous} stand "
             f"there more than once and {self.absent} not at all; {self.untrainable} of {self.questions} "
-            "questions have no answer with a place and are left out of training"
+            "questions have no answer with a place, which training leaves out"
         )
 
 
@@ -136,7 +136,7 @@ def _raws(path: Path, report: MrcReport) -> Iterator[dict[str, Any]]:
         places[question.id] = where
         if question.is_impossible and question.answers:
             raise DataError(
-                f"{where} (id {question.id!r}) is marked as impossible and has the answer "
+                f"{question.where} is marked as impossible and has the answer "
                 f"{question.answers[0][0]!r:.80}; expected one of the two",
                 path=path,
                 line=question.line,

@@ -102,10 +102,13 @@ def _parsed(text: str, path: Path, line: int | None = None) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        is_short = error.msg.startswith("Unterminated") or not text[error.pos :].strip()
-        guess = "the text ends there: was it cut short?" if is_short else "is it damaged?"
+        guess = "is it damaged?"
+        if line is None and not text.lstrip().startswith(("{", "[")):
+            guess = "expected a file as SQuAD, CMRC2018, DRCD or DuReader have it"
+        elif error.msg.startswith("Unterminated") or not text[error.pos :].strip():
+            guess = "the text ends there: was it cut short?"
         raise DataError(
-            f"no JSON: {error.msg} at column {error.colno}; {guess}",
+            f"no JSON: {error.msg.removesuffix(' at')} at column {error.colno}; {guess}",
             path=path,
             line=line or error.lineno,
         ) from error

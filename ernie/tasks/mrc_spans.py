@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from propeller.errors import ConfigError
+from propeller.errors import ConfigError, DataError
 from propeller.processor import Answer
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -94,7 +94,15 @@ class SpanSearch:
         Returns:
             For each row `null` (the logits of its first token, which stand for no answer), and `starts`,
             `start_logits`, `ends`, `end_logits`: the places of the best, and what they score.
+
+        Raises:
+            DataError: a logit is NaN or infinite.
         """
+        if not (np.isfinite(start_logits).all() and np.isfinite(end_logits).all()):
+            raise DataError(
+                "The model's logits are not all finite, so that no answer is the best. Its training has "
+                "diverged: lower the learning rate, or take another checkpoint."
+            )
         eligible = np.asarray(in_context) > 0
         starts = np.where(eligible, start_logits, -np.inf)
         ends = np.where(eligible, end_logits, -np.inf)

@@ -250,6 +250,12 @@ class TestTraining:
         code, folder, err = finetune({"train": {"data": []}, "dev": questions(4, 1)})
         assert code == 1 and f"error: {folder}/train.json: holds no question" in err
 
+    def test_question_in_two_parts_is_named(self, finetune, tmp_path):
+        for part in ("a.json", "b.json"):
+            (tmp_path / part).write_text(json.dumps(questions(4, 1)))
+        code, _, err = finetune({"train": questions(4, 0)}, "--dev_set", tmp_path)
+        assert code == 1 and f"b.json: the question id '1-0' stands in {tmp_path}/a.json, too" in err
+
     @pytest.mark.parametrize("name", ["train", "dev"])
     def test_data_without_a_place_for_an_answer_is_named(self, finetune, name):
         contents = {"train": questions(4, 0), "dev": questions(4, 1)}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ernie.tasks.mrc_spans import SpanSearch, Window
-from propeller.errors import ConfigError
+from propeller.errors import ConfigError, DataError
 
 QUESTION = 3  # tokens before the context: [CLS], one of the question, [SEP]
 
@@ -215,3 +215,12 @@ def test_a_start_without_context_counts_only_if_there_is_no_other():
 def test_wrong_settings(name, value):
     with pytest.raises(ConfigError, match=name):
         dataclasses.replace(SpanSearch(), **{name: value})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["start_logits", "end_logits"])
+def test_logits_that_are_not_finite(name, value):
+    logits = {name: np.zeros((1, 6), np.float32) for name in ("start_logits", "end_logits")}
+    logits[name][0, 4] = value
+    with pytest.raises(DataError, match="logits are not all finite"):
+        SpanSearch().parts(**logits, in_context=np.array([[0, 0, 0, 1, 1, 0]]))
