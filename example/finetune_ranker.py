@@ -54,7 +54,7 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
         log.info("test has no labels and is left out")
         del found["test"]
     sets = {name: finetuning.prepared(name, path, processor, args) for name, path in found.items()}
-    groups = {name: Groups(name, rows) for name, rows in sets.items()}
+    groups = {name: Groups(name, rows, distinct="query") for name, rows in sets.items()}
     log.info("data:\n%s", ranking_report(groups))
     if loss != "pointwise":
         refuse_token_batches(hparams)

@@ -14,7 +14,7 @@ import argparse
 import logging
 
 from ernie.tasks import finetuning
-from ernie.tasks.arguments import DataFiles, argument_parser
+from ernie.tasks.arguments import DataFiles, argument_parser, column_names
 from ernie.tasks.dual_encoder import (
     ENCODER_KEYS,
     DualEncoderProcessor,
@@ -24,7 +24,9 @@ from ernie.tasks.dual_encoder import (
     retrieval_report,
 )
 from ernie.tasks.groups import Groups, group_size, refuse_token_batches
+from ernie.tasks.ranking_files import lacks_labels
 from propeller import cli
+from propeller.data.cache import source_files
 from propeller.errors import ConfigError
 from propeller.types import HParams, RunConfig
 
@@ -51,9 +53,14 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
     config, tokenizer = finetuning.resolve_model(args, hparams)
     embedding = embedding_settings(args.warm_start_from, config, hparams, max_seqlen=args.max_seqlen)
     processor = DualEncoderProcessor(tokenizer, embedding, candidates=hparams.get("candidates", "all"))
-    rows = {
-        name: finetuning.prepared(name, path, processor, args) for name, path in DataFiles.of(args).items()
-    }
+    files = DataFiles.of(args)
+    found = dict(files.items())
+    if files.test is not None and any(
+        lacks_labels(part, columns=column_names(args)) for part in source_files("test", data_dir=files.test)
+    ):
+        log.info("test has no labels and is left out")
+        del found["test"]
+    rows = {name: finetuning.prepared(name, path, processor, args) for name, path in found.items()}
     groups = {name: Groups(name, found) for name, found in rows.items()}
     log.info("data:\n%s", retrieval_report(groups))
     log.info("embeddings: %s", embedding)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ _METRICS: Mapping[str, Callable[[], Metric]] = {
     "spearman": Spearman,
 }
 _LABELS_SHOWN = 20
+_GREATEST = float(np.finfo(np.float32).max)
 
 
 @register_processor
@@ -268,8 +268,8 @@ class ClassificationProcessor(TextProcessor):
 def _number(value: Any) -> np.float32:
     try:
         number = float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"the label is {value!r:.80}; expected a number") from error
-    if not math.isfinite(number):
-        raise DataError(f"the label is {value!r:.80}; expected a finite number")
+    if not abs(number) <= _GREATEST:  # nor is NaN
+        raise DataError(f"the label is {value!r:.80}; expected a finite number, of float32")
     return np.float32(number)

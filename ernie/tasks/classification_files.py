@@ -102,7 +102,8 @@ def read_classification(path: Path, layout: Layout | None = None, *, labelled: b
     if not labelled:
         return rows
     what = f"pairs without a gold label ({NO_GOLD_LABEL!r})"
-    return _left_out(rows, path, what, lambda raw: "text_b" not in raw or raw["label"] != NO_GOLD_LABEL)
+    none = (NO_GOLD_LABEL, [NO_GOLD_LABEL])  # the second where there may be any number
+    return _left_out(rows, path, what, lambda raw: "text_b" not in raw or raw["label"] not in none)
 
 
 def read_parts(path: Path, read: Callable[[Path], Dataset]) -> Iterator[Raw]:

@@ -15,6 +15,8 @@ from ernie.tasks.label_map import read_label_map
 from propeller.errors import ConfigError, DataError, did_you_mean
 from propeller.processor import Raw
 
+_MAX_DIGITS = 100
+
 
 @dataclasses.dataclass(frozen=True)
 class LabelCounts:
@@ -155,7 +157,8 @@ def _check_spellings(counts: Mapping[str, int], train: Path) -> None:
 
 
 def _is_whole(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
+    # A text of more digits names something, it does not count; `int` reads 4300 at most.
+    return text.removeprefix("-").isdecimal() and len(text) <= _MAX_DIGITS
 
 
 def _is_number(text: str) -> bool:

@@ -65,15 +65,28 @@ class Groups:
     Args:
         name: of the set, for the log.
         rows: the set, with random access; columns `input_ids`, `label` and `candidate`.
+        distinct: a column by which groups are told apart, so that no two of them may have the same in it.
+
+    Raises:
+        DataError: two groups have the same there.
     """
 
-    def __init__(self, name: str, rows: Dataset):
+    def __init__(self, name: str, rows: Dataset, *, distinct: str | None = None):
         self.name = name
         self._rows = rows
         self._found: list[_Found] = []
+        seen: set[Any] = set()
         for index, row in enumerate(rows):
             if row["candidate"] == 0 or not self._found:
                 self._found.append(_Found())
+                first = None if distinct is None else row[distinct]
+                if first in seen:
+                    raise DataError(
+                        f"The {name} set has the {distinct} {first!r} twice, in different files; expected "
+                        "the rows of a query to stand together. Put them into one file."
+                    )
+                if distinct is not None:
+                    seen.add(first)
             self._found[-1].add(index, row)
 
     def __len__(self) -> int:

@@ -20,12 +20,15 @@ from propeller.processor import Raw
 
 log = logging.getLogger("ernie")
 
+_RIGHT_NAME = "positive"
 # What the public data sets call these columns; WikiQA's own files begin with a capital.
 _QID_NAMES = ("query_id", "question_id", "QuestionID")
 _QUERY_NAMES = ("query", "question", "Question", "sentence1", "anchor")
-_CANDIDATE_NAMES = ("title", "passage", "document", "answer", "Sentence", "sentence2", "positive")
+_CANDIDATE_NAMES = ("title", "passage", "document", "answer", "Sentence", "sentence2", _RIGHT_NAME)
 _LABEL_NAMES = ("relevance", "Label", "labels")
 _NEGATIVE_NAMES = ("text_c", "hard_negative")
+
+_MAX_DIGITS = 9  # of a label: relevance is a grade, and grades are few
 
 
 def read_ranking(path: Path, *, columns: Sequence[str] | None = None, labelled: bool = True) -> Dataset:
@@ -47,8 +50,7 @@ def read_ranking(path: Path, *, columns: Sequence[str] | None = None, labelled: 
             a label is no whole number from 0, or a `qid` comes again after another one. It names the line.
     """
     table = _ranking_columns(columns, labelled)
-    rows = table.read(path)
-    first = 1 + table.layout(first_line(path, None)).has_header
+    rows, first = table.read(path), _first_row(path, table)
     return Dataset.from_generator_func(functools.partial(_numbered, rows, path, first))
 
 
@@ -56,14 +58,30 @@ def has_labels(path: Path, *, columns: Sequence[str] | None = None) -> bool:
     """Whether a file of queries with candidates has labels.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read, or lacks another column than that of the labels.
     """
     line = first_line(path, None)
     try:
         _ranking_columns(columns, labelled=True).layout(line)
     except DataError:
+        if columns is None:  # what lacks more than labels is malformed
+            read_ranking(path, labelled=False)
         return False
     return True
+
+
+def lacks_labels(path: Path, *, columns: Sequence[str] | None = None) -> bool:
+    """Whether a file holds candidates of which nothing says that they are right.
+
+    Such a file has a header with a `qid`, but neither labels nor a column `positive`.
+
+    Raises:
+        DataError: as `has_labels`.
+    """
+    if columns is not None or has_labels(path):
+        return False
+    names = {name.strip() for name in first_line(path, None).split("\t")}
+    return not names.isdisjoint(("qid", *_QID_NAMES)) and _RIGHT_NAME not in names
 
 
 def read_pairs(path: Path, *, columns: Sequence[str] | None = None) -> Dataset:
@@ -79,12 +97,20 @@ def read_pairs(path: Path, *, columns: Sequence[str] | None = None) -> Dataset:
         run of rows with the same `text_a`. Either list may be empty.
 
     Raises:
-        DataError: as `read_ranking`; or a query has two texts, or a right pair lacks its passage.
+        DataError: as `read_ranking`; or a query has two texts, or a right pair lacks its passage, or there
+            are candidates, known by a column `qid` (and none `positive`), without labels.
     """
     if _is_labelled(path, columns):
         log.info("%s: passages with labels", path)
-        rows = read_ranking(path, columns=columns)
-        return Dataset.from_generator_func(functools.partial(_labelled_groups, rows, path))
+        rows, first = read_ranking(path, columns=columns), _first_row(path, _ranking_columns(columns, True))
+        return Dataset.from_generator_func(functools.partial(_labelled_groups, rows, path, first))
+    if lacks_labels(path, columns=columns):
+        raise DataError(
+            "has a column for the qid, as files of candidates have, but none for labels, which say what is "
+            f"right. Add it; if all are right, call the column of the candidates {_RIGHT_NAME!r}.",
+            path=path,
+            line=1,
+        )
     log.info("%s: right pairs", path)
     cells: list[Column] = [
         RawColumn("text_a", aliases=_QUERY_NAMES),
@@ -92,8 +118,13 @@ def read_pairs(path: Path, *, columns: Sequence[str] | None = None) -> Dataset:
         RawColumn("negative", aliases=_NEGATIVE_NAMES, optional=True),
     ]
     table = FeatureColumns(cells, file_columns=columns)
-    rows, first = table.read(path), 1 + table.layout(first_line(path, None)).has_header
+    rows, first = table.read(path), _first_row(path, table)
     return Dataset.from_generator_func(functools.partial(_pair_groups, rows, path, first))
+
+
+def _first_row(path: Path, table: FeatureColumns) -> int:
+    """The number of the line at which the rows begin."""
+    return 1 + table.layout(first_line(path, None)).has_header
 
 
 def _ranking_columns(names: Sequence[str] | None, labelled: bool) -> FeatureColumns:
@@ -111,10 +142,10 @@ class _GradeColumn(Column):
 
     def convert(self, text: str) -> int:
         label = text.strip()
-        if not (label.isascii() and label.isdigit()):
+        if not (label.isascii() and label.isdigit()) or len(label) > _MAX_DIGITS:
             raise DataError(
-                f"column {self.name!r}: found {text!r:.80}; expected a whole number from 0, where 0 is not "
-                "relevant"
+                f"column {self.name!r}: found {text!r:.80}; expected a whole number from 0 of at most "
+                f"{_MAX_DIGITS} digits, where 0 is not relevant"
             )
         return int(label)
 
@@ -131,6 +162,8 @@ def _numbered(rows: Dataset, path: Path, first: int) -> Iterator[dict[str, Any]]
         key = ("qid", row["qid"]) if "qid" in row else ("text", row["text_a"])
         if key != current:
             qid, candidate = row.get("qid", f"{path.name}:{line}"), 0
+            if not qid.strip():
+                raise DataError("qid is empty; expected what names the query", path=path, line=line)
             if qid in seen:
                 raise DataError(
                     f"qid {qid!r} comes again after another one; expected the rows of a query to stand "
@@ -154,9 +187,9 @@ def _is_labelled(path: Path, columns: Sequence[str] | None) -> bool:
     return layout.has_header or len(cells) > 3 or cells[2].strip().isdigit()
 
 
-def _labelled_groups(rows: Dataset, path: Path) -> Iterator[Raw]:
+def _labelled_groups(rows: Dataset, path: Path, first: int) -> Iterator[Raw]:
     group: dict[str, Any] | None = None
-    for row in rows:
+    for line, row in enumerate(rows, start=first):
         if row["candidate"] == 0:
             if group is not None:
                 yield group
@@ -166,6 +199,7 @@ def _labelled_groups(rows: Dataset, path: Path) -> Iterator[Raw]:
                 f"the query {row['qid']!r} has another text in its row {row['candidate'] + 1} than in its "
                 f"first: {row['text_a']!r:.80}; expected one text for each qid",
                 path=path,
+                line=line,
             )
         group["positives" if row["label"] > 0 else "negatives"].append(row["text_b"])
     if group is not None:

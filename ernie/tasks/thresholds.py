@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("ernie")
 
 _BATCH_ROWS = 32
+# Ends the name of a version whose thresholds were tuned.
+_TUNED = ".tuned"
 # What of `bundle.json` `write_bundle` writes anew.
 _WRITTEN = ("format_version", "inputs", "outputs", "axis_limits", "processor", "metrics", "files")
 
@@ -196,7 +198,8 @@ def _publish(
 ) -> None:
     """Puts a bundle with the same model and another processor in the place of what `link` leads to."""
     is_link = link.is_symlink()
-    target = _free(bundle.folder.with_name(f"{bundle.folder.name}.tuned")) if is_link else link
+    tuned = bundle.folder.with_name(bundle.folder.name.partition(_TUNED)[0] + _TUNED)
+    target = _free(tuned) if is_link else link
     with atomic.new_folder(target, replace=not is_link) as folder:
         for path in bundle.folder.iterdir():
             shutil.copy(path, folder)
@@ -211,6 +214,10 @@ def _publish(
         )
     if is_link:
         atomic.swap_link(link, target)
+        # As the exporter does: the version before stays, for whoever is just reading it.
+        for version in tuned.parent.glob(f"{tuned.name}*"):
+            if version not in (target, bundle.folder):
+                shutil.rmtree(version)
 
 
 def _free(path: Path) -> Path:

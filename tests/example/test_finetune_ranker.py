@@ -107,6 +107,15 @@ def test_a_qid_out_of_order_ends_the_run_before_training(rank, write, tmp_path):
     ]
 
 
+def test_a_query_in_two_parts_of_a_folder(rank, write, tmp_path):
+    (tmp_path / "parts").mkdir()
+    for name in ("part-0", "part-1"):
+        write(tmp_path / "parts" / name, *rows(2, 1))
+    done = rank("--dev_set", tmp_path / "parts")
+    assert done.code == 1 and not (tmp_path / "output").exists()
+    assert "error: The dev set has the query '0' twice, in different files" in done.err
+
+
 @pytest.mark.parametrize(
     ("hparams", "message"),
     [

@@ -111,8 +111,11 @@ def test_passages_with_labels_and_given_candidates(retrieve, write, tmp_path):
         query, right, wrong = line.split("\t")
         rows += [f"{number}\t{query}\t{right}\t1", f"{number}\t{query}\t{wrong}\t0"]
     path = write(tmp_path / "labelled.tsv", "qid\ttext_a\ttext_b\tlabel", *rows)
-    done = retrieve("--train_set", path, "--dev_set", path, candidates="given", group_size=2)
+    test = write(tmp_path / "unlabelled.tsv", "qid\ttext_a\ttext_b", "1\thotel\tgood")
+    flags = ["--train_set", path, "--dev_set", path, "--test_set", test]
+    done = retrieve(*flags, candidates="given", group_size=2)
     assert done.code == 0, done.err
+    assert "test has no labels and is left out" in done.err
     assert "dev: 9 queries, 9 right passages, 9 hard negatives" in done.err
     assert read_bundle(tmp_path / "output" / "best" / "inference").metrics["dev"]["mrr"] >= 0.5, "of two"
 
@@ -131,6 +134,13 @@ def test_passages_with_labels_and_given_candidates(retrieve, write, tmp_path):
 def test_what_cannot_be_used(retrieve, flags, hparams, message):
     done = retrieve(*flags, **hparams)
     assert done.code == 2 and message in done.err
+
+
+def test_candidates_without_labels(retrieve, write, tmp_path):
+    path = write(tmp_path / "dev.tsv", "qid\ttext_a\ttext_b", "1\thotel\tgood")
+    done = retrieve("--dev_set", path)
+    assert done.code == 1 and f"{path}:1: has a column for the qid" in done.err
+    assert not (tmp_path / "output").exists()
 
 
 def test_a_pair_without_its_passage(retrieve, write, tmp_path):

@@ -265,6 +265,8 @@ class TestLabels:
             (["no", "yes"], ["yes"], "one label was expected, found .*; for several set --multi_label"),
             (["no", "yes"], None, "the label is None"),
             (None, "nan", "expected a finite number"),
+            (None, "1e39", "the label is '1e39'; expected a finite number, of float32"),
+            (None, 10**400, "the label is 1000.*; expected a number"),
             (None, "five", "the label is 'five'; expected a number"),
             (None, ["1"], "expected a number"),
         ],

@@ -93,6 +93,8 @@ class TestLeftOut:
         (line,) = [record.getMessage() for record in caplog.records]
         assert line.endswith("nli.tsv: left out 3 pairs without a gold label ('-')")
         assert len(read(text, labelled=False)) == 6, "of what is to be predicted every row counts"
+        found = read(text, Layout(separator=","), name="several.tsv")
+        assert [raw["label"] for raw in found] == [["neutral"]] * 3
 
     def test_a_minus_may_be_the_label_of_a_sentence(self, read):
         assert [raw["label"] for raw in read("good\t+\nbad\t-\n")] == ["+", "-"]

@@ -41,6 +41,14 @@ def training(*groups, teaches=differ, **options):
     return found.training(COLUMNS, pad_values=PAD_VALUES, teaches=teaches, **options)
 
 
+def test_a_query_in_two_files():
+    rows = list(rows_of([1, 0], [0, 1])) + list(rows_of([0, 1]))  # as read from parts, each by itself
+    assert len(Groups("train", Dataset.from_list(rows))) == 3
+    with pytest.raises(DataError, match="The train set has the query 'q0' twice, in different files"):
+        Groups("train", Dataset.from_list(rows), distinct="query")
+    assert len(Groups("train", rows_of([1, 0], [0, 1]), distinct="query")) == 2
+
+
 def test_a_group_is_an_example():
     dataset = training([0, 2, 0], [1, 0])
     assert len(dataset) == 2

@@ -6,7 +6,7 @@ import gzip
 
 import pytest
 
-from ernie.tasks.ranking_files import has_labels, read_pairs, read_ranking
+from ernie.tasks.ranking_files import has_labels, lacks_labels, read_pairs, read_ranking
 from propeller.errors import DataError
 
 
@@ -83,7 +83,7 @@ def test_a_qid_out_of_order(write):
     assert error.value.line == 4
 
 
-@pytest.mark.parametrize("label", ["-1", "0.5", "", "yes", "²"])
+@pytest.mark.parametrize("label", ["-1", "0.5", "", "yes", "²", "9" * 10, "9" * 5000])
 def test_a_label_that_is_no_grade(write, label):
     path = write(["1", "a", "b", "0"], ["1", "a", "b", label])
     with pytest.raises(DataError, match=r"data.tsv:2: column 'label': found .* whole number from 0"):
@@ -97,6 +97,7 @@ def test_a_label_that_is_no_grade(write, label):
         ([["qid", "text_a", "label"], ["1", "a", "0"]], "no column 'text_b' or 'title'"),
         ([["one cell"]], "found 1 tab-separated cell"),
         ([["1", "a", "b", "0"], ["1", "a", "0"]], r"data.tsv:2: found 3 tab-separated cells"),
+        ([["1", "a", "b", "0"], [" ", "a", "b", "0"]], r"data.tsv:2: qid is empty"),
     ],
 )
 def test_malformed_files(write, rows, message):
@@ -110,6 +111,13 @@ def test_files_without_labels(write):
     assert rows_of(path, labelled=False) == [("1", 0, "a", "b", None)]
     with pytest.raises(DataError, match="no column 'label'"):
         read_ranking(path)
+
+
+def test_a_file_that_lacks_more_than_labels(write):
+    with pytest.raises(DataError, match="data.tsv:1: the header has no column 'text_b'"):
+        has_labels(write(["qid", "text_a", "txt_b", "label"], ["1", "a", "b", "0"]))
+    with pytest.raises(DataError, match="data.tsv:1: found 1 tab-separated cell"):
+        has_labels(write(["alone"]))
 
 
 def test_wikiqa(real_data):
@@ -162,10 +170,21 @@ def test_pairs_whose_columns_are_named(write):
     ]
 
 
+def test_candidates_without_labels_are_no_right_pairs(write):
+    path = write(["qid", "text_a", "text_b"], ["1", "who", "he"])
+    assert lacks_labels(path) and not lacks_labels(path, columns=["_", "text_a", "text_b"])
+    with pytest.raises(DataError, match="data.tsv:1: has a column for the qid.* but none for labels"):
+        read_pairs(path)
+    assert not lacks_labels(write(["qid", "text_a", "text_b", "label"], ["1", "who", "he", "1"]))
+    path = write(["query_id", "query", "positive"], ["1", "who", "he"])
+    assert not lacks_labels(path)
+    assert list(read_pairs(path)) == [{"text_a": "who", "positives": ["he"], "negatives": []}]
+
+
 def test_bad_pairs(write):
     with pytest.raises(DataError, match="data.tsv:2: text_b is empty"):
         list(read_pairs(write(["who", "he"], ["what", ""])))
-    with pytest.raises(DataError, match="the query '1' has another text in its row 2"):
+    with pytest.raises(DataError, match="data.tsv:2: the query '1' has another text in its row 2"):
         list(read_pairs(write(["1", "who", "he", "1"], ["1", "what", "it", "0"])))
     with pytest.raises(DataError, match="found 1 tab-separated cell"):
         list(read_pairs(write(["alone"])))

@@ -150,6 +150,17 @@ class TestTune:
         assert self.tune(published, make) == first
         assert read_bundle(published).processor().thresholds == first
 
+    def test_however_often_few_versions_stay(self, published, make):
+        """Of a large model each is large."""
+        names = []
+        for _ in range(5):
+            before = read_bundle(published).folder
+            self.tune(published, make)
+            assert before.exists(), "somebody may be reading it"
+            names.append(read_bundle(published).folder.name)
+        assert names == [f"step_00000010.tuned{end}" for end in ("", ".1", ".2", "", ".1")]
+        assert len(list(before.parent.iterdir())) == 3
+
     def test_a_copy_that_is_no_link(self, published, make, tmp_path):
         copy = tmp_path / "copy"
         shutil.copytree(published, copy)
