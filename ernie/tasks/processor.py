@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,5 +58,18 @@ class TextProcessor(Processor):
     @property
     def fingerprint(self) -> str:
         tokens = [self.tokenizer.fingerprint, library_versions()]
-        parts = [self.name, tokens, self.settings]
+        parts = [self.name, tokens, self.settings, _sources(type(self))]
         return hashlib.sha256(atomic.to_json(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _sources(cls: type) -> list[str]:
+    """Digests of the files that define a class: who edits a task must not train on what it made before."""
+    digests = []
+    for base in cls.__mro__:
+        try:
+            path = inspect.getsourcefile(base)
+        except TypeError:  # built in
+            continue
+        if path is not None and Path(path).is_file():
+            digests.append(atomic.sha256(Path(path)))
+    return digests

@@ -1,0 +1,55 @@
+"""A task of one's own: which share of its readers agrees with a text? No Paddle in here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ernie.tasks.processor import TextProcessor
+from propeller.data import Dataset
+from propeller.metrics import Metric, Pearson
+from propeller.processor import Answer, Raw
+
+
+class AgreementProcessor(TextProcessor):
+    """Texts in, shares between 0 and 1 out."""
+
+    name = "agreement"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `__init__` takes besides the tokenizer."""
+        return {"max_seqlen": self.max_seqlen}
+
+    def read(self, path: Path, *, columns: Sequence[str] | None = None) -> Dataset:
+        """The rows of a file: `text<TAB>share`."""
+        rows = Dataset.from_file(path).map(lambda line: line.split("\t"))
+        return rows.map(lambda row: {"text_a": row[0], "label": float(row[1])})
+
+    def prepare(self, raws: Sequence[Raw]) -> list[dict[str, Any]]:
+        """What the model takes; an example that is to be answered has no label."""
+        encodings = self.tokenizer.encode_batch([raw["text_a"] for raw in raws], max_seqlen=self.max_seqlen)
+        return [
+            {"input_ids": encoding.input_ids, "token_type_ids": encoding.token_type_ids}
+            | ({"label": np.float32(raw["label"])} if "label" in raw else {})
+            for raw, encoding in zip(raws, encodings, strict=True)
+        ]
+
+    def finish(self, outputs: Mapping[str, Any]) -> list[Answer]:
+        """An answer for each row of what the model gives."""
+        return [{"share": float(share)} for share in outputs["share"]]
+
+    def parse(self, line: str) -> Raw:
+        """A line of `ernie predict`."""
+        return {"text_a": line}
+
+    def format(self, raw: Raw, answer: Answer) -> str:
+        """The line that it writes."""
+        return f"{answer['share']:.4f}"
+
+    def metrics(self) -> dict[str, Metric]:
+        """The first one chooses the best model."""
+        return {"pearson": Pearson("share")}
