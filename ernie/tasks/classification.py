@@ -13,11 +13,11 @@ import numpy.typing as npt
 from ernie.tasks.classification_files import Layout, label_text, read_classification
 from ernie.tasks.glue import Task, find_task
 from ernie.tasks.processor import TextProcessor
-from ernie.tasks.thresholds import AtThreshold
 from ernie.tokenizing import Tokenizer
 from propeller.data import Dataset
 from propeller.errors import ConfigError, DataError, did_you_mean
 from propeller.metrics import F1, MCC, Acc, MacroF1, Metric, Pearson, Spearman
+from propeller.metrics.base import Array, read_output
 from propeller.metrics.multi_label import ExactMatch, MicroF1, MultiLabelMacroF1, sigmoid
 from propeller.processor import Answer, Raw, register_processor
 
@@ -273,3 +273,32 @@ def _number(value: Any) -> np.float32:
     if not abs(number) <= _GREATEST:  # nor is NaN
         raise DataError(f"the label is {value!r:.80}; expected a finite number, of float32")
     return np.float32(number)
+
+
+class AtThreshold(Metric):
+    """A metric over class ids, where these are not simply those of the highest score.
+
+    Args:
+        metric: takes class ids as the output `logits`.
+        decide: float `[B, C]` logits -> class ids `[B]`.
+    """
+
+    def __init__(self, metric: Metric, decide: Callable[[Array], Array]):
+        self._metric = metric
+        self._decide = decide
+
+    def reset(self) -> None:
+        self._metric.reset()
+
+    def update(self, predictions: Mapping[str, Array], labels: Array, features: Mapping[str, Any]) -> None:
+        decided = self._decide(read_output(predictions, "logits"))
+        self._metric.update({"logits": decided}, labels, features)
+
+    def compute(self) -> Any:
+        return self._metric.compute()
+
+    def state(self) -> dict[str, Array]:
+        return self._metric.state()
+
+    def merge(self, state: Mapping[str, Array]) -> None:
+        self._metric.merge(state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,8 +15,8 @@ from propeller import atomic
 from propeller.bundle import Bundle, read_bundle, write_bundle
 from propeller.data import Dataset
 from propeller.errors import ConfigError, DataError
-from propeller.metrics import Metric, compute_all
-from propeller.metrics.base import Array, read_output
+from propeller.metrics import compute_all
+from propeller.metrics.base import Array
 
 if TYPE_CHECKING:
     from ernie.tasks.classification import ClassificationProcessor
@@ -36,35 +36,6 @@ class Predictor(Protocol):
     def predict(self, arrays: Mapping[str, Array]) -> Mapping[str, Array]:
         """Outputs by name, row-aligned."""
         ...
-
-
-class AtThreshold(Metric):
-    """A metric over class ids, where these are not simply those of the highest score.
-
-    Args:
-        metric: takes class ids as the output `logits`.
-        decide: float `[B, C]` logits -> class ids `[B]`.
-    """
-
-    def __init__(self, metric: Metric, decide: Callable[[Array], Array]):
-        self._metric = metric
-        self._decide = decide
-
-    def reset(self) -> None:
-        self._metric.reset()
-
-    def update(self, predictions: Mapping[str, Array], labels: Array, features: Mapping[str, Any]) -> None:
-        decided = self._decide(read_output(predictions, "logits"))
-        self._metric.update({"logits": decided}, labels, features)
-
-    def compute(self) -> Any:
-        return self._metric.compute()
-
-    def state(self) -> dict[str, Array]:
-        return self._metric.state()
-
-    def merge(self, state: Mapping[str, Array]) -> None:
-        self._metric.merge(state)
 
 
 def best_threshold(probabilities: Array, positive: Array) -> tuple[float, float]:
