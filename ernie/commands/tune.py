@@ -53,6 +53,11 @@ class Trial:
     seed: int
     folder: Path
 
+    @property
+    def bundle(self) -> Path:
+        """Its best model, until another run's is better."""
+        return self.folder / "best" / "inference"
+
     def results(self) -> dict[str, Any] | None:
         """Its best evaluation on dev; None if it did not end yet."""
         path = self.folder / _RESULT
@@ -103,7 +108,9 @@ def _numbers(kind: type) -> Any:
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     grid = {name: getattr(args, name) for name in _GRID if getattr(args, name) is not None}
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    for signum in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # Windows lacks one
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # as `nohup` has it
+            signal.signal(signum, lambda received, _: sys.exit(128 + received))
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
@@ -125,6 +132,8 @@ def run(args: argparse.Namespace) -> int:
             rows = _table(done, args.metric)
             _keep_best(folder, done, args.metric)
             atomic.write_text(folder / "table.tsv", _as_text(rows, args.metric or _metric(done[0]), grid))
+    if not _best_of(done, args.metric).bundle.exists():
+        log.warning("the best run's bundle was dropped by a search before: %s is another's", folder / "best")
     print((folder / "table.tsv").read_text("utf-8"), end="")
     if importlib.util.find_spec("matplotlib") is not None:
         _draw(rows, args.metric or _metric(done[0]), folder / "plot.png")
@@ -146,7 +155,7 @@ def _check_plan(folder: Path, command: Sequence[str]) -> None:
 def _trials(folder: Path, grid: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> Any:
     for values in itertools.product(*grid.values()):
         settings = dict(zip(grid, values, strict=True))
-        name = "-".join(f"{key}={value:g}" for key, value in settings.items())
+        name = "-".join(f"{key}={value:.15g}" for key, value in settings.items())
         for seed in seeds:
             yield Trial(settings, seed, folder / name / f"seed={seed}")
 
@@ -173,7 +182,7 @@ def _train(trial: Trial, command: Sequence[str]) -> None:
             f"The training ended with exit code {code}: {' '.join(last) or 'it printed nothing'}. All it "
             f"said is in {path}. Started again, the search goes on from there."
         )
-    best = trial.folder / "best" / "inference" / "best.json"
+    best = trial.bundle / "best.json"
     if not best.exists():
         raise DataError("there is none: the command exported no best model", path=best)
     atomic.write_text(trial.folder / _RESULT, best.read_text("utf-8"))
@@ -184,7 +193,14 @@ def _run_to_end(command: Sequence[str], log_file: Path) -> int:
     """Runs a command, which ends if this process is asked to; returns its exit code."""
     with log_file.open("ab") as output:
         try:
-            process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                # A training ends at once at the second signal: Ctrl-C is to reach it once, from here.
+                start_new_session=True,
+            )
         except OSError as error:
             raise ConfigError(f"{command[0]} cannot be started: {error.strerror}.") from error
         try:
@@ -244,13 +260,20 @@ def _as_text(rows: Sequence[Row], metric: str, grid: Mapping[str, Any]) -> str:
     return "".join("\t".join(line) + "\n" for line in lines)
 
 
-def _keep_best(folder: Path, trials: Sequence[Trial], metric: str | None) -> None:
-    """Points `best` at the bundle of the best run, and drops those of the others."""
+def _best_of(trials: Sequence[Trial], metric: str | None) -> Trial:
     name = metric or _metric(trials[0])
-    best = max(trials, key=lambda trial: _gain(_value(trial, name), name))
-    bundle = best.folder / "best" / "inference"
-    if bundle.exists():
-        atomic.swap_link(folder / "best", Path(os.path.realpath(bundle)))
+    return max(trials, key=lambda trial: _gain(_value(trial, name), name))
+
+
+def _keep_best(folder: Path, trials: Sequence[Trial], metric: str | None) -> None:
+    """Points `best` at the bundle of the best run, and drops those of the others.
+
+    Where an earlier search, by another metric, has dropped that one, all stays as it is.
+    """
+    best = _best_of(trials, metric)
+    if not best.bundle.exists():
+        return
+    atomic.swap_link(folder / "best", Path(os.path.realpath(best.bundle)))
     for trial in trials:
         if trial is not best:
             shutil.rmtree(trial.folder / "best", ignore_errors=True)

@@ -35,6 +35,11 @@ def predict_stdin(
 
     Returns:
         The exit code.
+
+    Raises:
+        ConfigError: standard input is closed, or the device cannot be used.
+        ExportError: no bundle, a damaged one, or one that cannot be run.
+        DataError: the input cannot be read to its end; what came before is answered.
     """
     if sys.stdin is None:
         raise ConfigError("Standard input is closed: there are no lines to answer.")
@@ -75,8 +80,10 @@ def write_predictions(path: str, folder: Path, raws: Iterable[Mapping[str, Any]]
     ):
         prediction = {"error": str(answer)} if isinstance(answer, PropellerError) else answer
         lines.append(atomic.to_json({**raw, "prediction": prediction}) + "\n")
+    # Half a character, which JSON can name and UTF-8 cannot hold, stays what it was: the escape of JSON.
+    text = "".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
     try:
-        atomic.write_text(Path(path), "".join(lines))
+        atomic.write_text(Path(path), text)
     except OSError as error:
         raise DataError(f"cannot be written: {error.strerror}", path=path) from error
     log.info("wrote %d predictions to %s", len(lines), path)

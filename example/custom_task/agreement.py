@@ -10,6 +10,7 @@ import numpy as np
 
 from ernie.tasks.processor import TextProcessor
 from propeller.data import Dataset
+from propeller.errors import DataError
 from propeller.metrics import Metric, Pearson
 from propeller.processor import Answer, Raw
 
@@ -26,8 +27,7 @@ class AgreementProcessor(TextProcessor):
 
     def read(self, path: Path, *, columns: Sequence[str] | None = None) -> Dataset:
         """The rows of a file: `text<TAB>share`."""
-        rows = Dataset.from_file(path).map(lambda line: line.split("\t"))
-        return rows.map(lambda row: {"text_a": row[0], "label": float(row[1])})
+        return Dataset.from_file(path).map(_row)
 
     def prepare(self, raws: Sequence[Raw]) -> list[dict[str, Any]]:
         """What the model takes; an example that is to be answered has no label."""
@@ -53,3 +53,15 @@ class AgreementProcessor(TextProcessor):
     def metrics(self) -> dict[str, Metric]:
         """The first one chooses the best model."""
         return {"pearson": Pearson("share")}
+
+
+def _row(line: str) -> dict[str, Any]:
+    """An error in here names file and line by itself."""
+    text, _, share = line.partition("\t")
+    try:
+        label = float(share)
+    except ValueError:
+        label = -1.0
+    if not 0 <= label <= 1:
+        raise DataError(f"expected text<TAB>share, a share between 0 and 1, got the share {share!r}")
+    return {"text_a": text, "label": label}

@@ -15,6 +15,7 @@ from ernie import Pipeline
 from ernie.config import ErnieConfig
 from ernie.tasks.classification import ClassificationProcessor
 from ernie.tasks.classification_model import ClassificationModel
+from ernie.tasks.predicting import write_predictions
 from ernie.tokenizing import load_tokenizer
 from propeller import processor as processors
 from propeller.bundle import read_bundle
@@ -268,3 +269,12 @@ def test_a_task_with_windows(tmp_path, monkeypatch):
 def test_its_name_costs_no_paddle(root):
     code = "import sys\nfrom ernie import Pipeline\nassert 'paddle' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=root)
+
+
+def test_predictions_of_half_a_character_are_written(folder, tmp_path):
+    raws = [{"text_a": "the \ud83d cat", "text_b": "dog"}, {"text_a": "猫", "text_b": "dog"}]
+    write_predictions(str(tmp_path / "out.jsonl"), folder, raws)
+    text = (tmp_path / "out.jsonl").read_text("utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["text_a"] for line in lines] == ["the \ud83d cat", "猫"] and "猫" in text
+    assert all(line["prediction"]["label"] in ("no", "yes") for line in lines)

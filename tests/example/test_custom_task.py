@@ -55,6 +55,14 @@ def test_it_is_used_like_any_other(installed):
     assert float(run("-c", code).stdout) == pytest.approx(good, abs=1e-4)
 
 
+@pytest.mark.parametrize("line", ["the hotel is fine", "the hotel is fine\tgood", "the hotel is fine\t1.5"])
+def test_a_bad_row_is_named(installed, line):
+    run, folder = installed
+    (folder / "bad.tsv").write_text(f"the hotel is good\t0.9\n{line}\n", "utf-8")
+    done = run(*run.train, "--train_set", "bad.tsv", "--restart")
+    assert done.returncode == 1 and "bad.tsv:2" in done.stderr and "share between 0 and 1" in done.stderr
+
+
 def test_an_edit_is_not_answered_from_the_cache(installed):
     run, folder = installed
     module = folder / "source" / "agreement.py"  # beside the script, so before the installed one

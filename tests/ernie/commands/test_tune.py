@@ -14,7 +14,10 @@ import pytest
 
 # Stands for a training script: what it "reaches" follows from its settings, and it can fail or wait.
 TRAINER = """
-import json, os, pathlib, sys, time
+import json, os, pathlib, signal, sys, time
+got = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, _: got.append(number))
 flags = sys.argv[sys.argv.index("--run_config"):]
 run_config, hparams = json.loads(flags[1]), json.loads(flags[3])
 folder = pathlib.Path(run_config["model_dir"])
@@ -24,6 +27,10 @@ if os.environ.get("FAIL_AT") == str(run_config["seed"]):
     sys.exit("error: no memory left")
 while os.environ.get("WAIT"):
     time.sleep(0.05)
+    if got:
+        time.sleep(0.5)  # a second signal would end a training before it has saved
+        print("signals", *map(int, got), flush=True)
+        sys.exit(128 + got[0])
 acc = 0.5 + 1000 * hparams.get("learning_rate", 0) + 0.01 * run_config["seed"]
 version = folder / "best" / ".inference" / "step_1"
 version.mkdir(parents=True)
@@ -40,12 +47,17 @@ def tune(tmp_path):
     trainer = tmp_path / "trainer.py"
     trainer.write_text(TRAINER)
 
-    def start(*flags, **environment):
+    def start(*flags, start_new_session=False, **environment):
         words = ["-m", "ernie.commands.main", "tune", "--output_dir", str(tmp_path / "out"), *flags]
         command = [sys.executable, *words, "--", sys.executable, str(trainer), "--data_dir", "data"]
         environment = {**os.environ, "RUNS": str(tmp_path / "runs"), **environment}
         return subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=start_new_session,
         )
 
     def finish(*flags, **environment):
@@ -124,6 +136,33 @@ def test_a_search_that_is_stopped_stops_its_training(tune, tmp_path):
     search.communicate(timeout=60)
     assert search.returncode == 128 + signal.SIGTERM
     assert tune("--learning_rate", "1e-5").returncode == 0  # nobody is left who holds the lock
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_the_training_gets_one_signal(tune, tmp_path, number):
+    search = tune.start("--learning_rate", "1e-5", start_new_session=True, WAIT="1")
+    while not (tmp_path / "runs").exists():
+        assert search.poll() is None
+        time.sleep(0.01)
+    os.killpg(search.pid, number)  # as a terminal does
+    search.communicate(timeout=60)
+    assert search.returncode == 128 + number
+    (text,) = [path.read_text() for path in (tmp_path / "out").glob("*/*/log.txt")]
+    assert text.splitlines() == [f"signals {int(signal.SIGTERM)}"]
+
+
+def test_close_values_do_not_share_a_folder(tune, tmp_path):
+    assert tune("--learning_rate", "1.0000001e-5,1.0000002e-5", "--seeds", "1").returncode == 0
+    assert len(runs(tmp_path)) == 2
+
+
+def test_a_best_bundle_outlives_a_table_by_another_metric(tune, tmp_path):
+    flags = ["--learning_rate", "1e-5,5e-5", "--seeds", "1"]
+    assert tune(*flags).returncode == 0
+    best = (tmp_path / "out" / "best").resolve()
+    done = tune(*flags, "--metric", "f1")  # all are NaN: the first run counts as best, and its bundle is gone
+    assert done.returncode == 0 and "dropped by a search before" in done.stderr
+    assert (tmp_path / "out" / "best").resolve() == best and (best / "best.json").exists()
 
 
 @pytest.mark.parametrize(
