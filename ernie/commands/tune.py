@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, kind in _GRID.items():
         parser.add_argument(f"--{name}", type=_numbers(kind), metavar="A,B,...", help="values to try")
     parser.add_argument("--seeds", type=_numbers(int), default=[1, 2, 3], metavar="A,B,...")
-    parser.add_argument("--metric", help="what to compare by; default: the first metric of dev")
+    parser.add_argument("--metric", help="what to compare by; default: the one of the training")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="behind --: how to train")
 
 
@@ -220,8 +220,9 @@ def _results_of(trial: Trial) -> dict[str, Any]:
 
 
 def _metric(trial: Trial) -> str:
-    """The first metric of an evaluation."""
-    return next(name for name in _results_of(trial) if name not in ("loss", "n"))
+    """The one by which the training chose its best, where it says so; else the first of an evaluation."""
+    chosen: str | None = (trial.results() or {}).get("metric")
+    return chosen or next(name for name in _results_of(trial) if name not in ("loss", "n"))
 
 
 def _value(trial: Trial, metric: str | None) -> float:

@@ -63,7 +63,7 @@ class TextProcessor(Processor):
 
 
 def _sources(cls: type) -> list[str]:
-    """Digests of the files that define a class: who edits a task must not train on what it made before."""
+    """Digests of the files that define a class: who edits these must not train on what they made before."""
     digests = []
     for base in cls.__mro__:
         try:

@@ -177,13 +177,14 @@ class Layout:
         named = {spec.name: spec.pad_value for spec in self._inputs}
         padded = pad_batch([{name: row[name] for name in named} for row in examples], pad_values=named)
         lengths = [1 if self._measure is None else len(row[self._measure]) for row in examples]
-        extras = {
-            name: np.asarray([row[name] for row in examples])
-            for name, value in examples[0].items()
-            if name not in named and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf"
-        }
         arrays = check_inputs(self._inputs, padded, self._limits)
         if not self.joins or request.want == "arrays":
+            extras = {
+                name: np.asarray([row[name] for row in examples])
+                for name, value in examples[0].items()
+                if name not in named and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf"
+                if all(name in row for row in examples)
+            }
             return Inputs(arrays, lengths, extras)
         rows = itertools.count()
         kept = [[{**example, **_views(arrays, next(rows), example)} for example in own] for own in windows]

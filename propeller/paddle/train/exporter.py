@@ -105,7 +105,7 @@ class BestExporter(Exporter):
         try:
             with atomic.new_folder(target) as folder:
                 self._write(folder, model, results, columns)
-                best = {"step": state.step, "results": results}
+                best = {"step": state.step, "metric": self._metric, "results": results}
                 (folder / BEST_FILE).write_text(atomic.to_json(best, indent=1) + "\n", "utf-8")
             self._publish(target, versions)
         except OSError as error:

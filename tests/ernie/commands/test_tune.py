@@ -37,7 +37,8 @@ version.mkdir(parents=True)
 (folder / "checkpoints").mkdir()
 (folder / "best" / "inference").symlink_to(".inference/step_1")
 results = {"dev": {"loss": -acc, "acc": acc, "f1": "NaN", "n": 2}}
-(version / "best.json").write_text(json.dumps({"step": 1, "results": results}))
+best = {"step": 1, "metric": os.environ.get("CHOSEN"), "results": results}
+(version / "best.json").write_text(json.dumps(best))
 """
 
 
@@ -101,6 +102,12 @@ def test_the_plot(tune, tmp_path):
     pytest.importorskip("matplotlib")
     assert tune("--learning_rate", "1e-5,5e-5").returncode == 0
     assert (tmp_path / "out" / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_by_the_metric_of_the_training(tune):
+    done = tune("--learning_rate", "1e-5,5e-5", CHOSEN="loss")
+    header, best, _ = done.stdout.splitlines()
+    assert "loss mean" in header and best.startswith("5e-05")
 
 
 def test_by_another_metric(tune):

@@ -37,6 +37,7 @@ class NumbersProcessor(Processor):
             {
                 "ids": np.array(raw["ids"]), "mask": np.ones(len(raw["ids"]), np.int64),
                 "num_ids": len(raw["ids"]), "name": "a text", "label": None, "offsets": np.zeros(3),
+                **({"grade": raw["grade"]} if "grade" in raw else {}),
             }
             for raw in raws
         ]  # fmt: skip
@@ -211,6 +212,12 @@ class TestBatches:
         padded = one.pad(parts, num_rows=2, length=3)
         assert padded["words"].shape == (2, 3, 3)
         np.testing.assert_array_equal(padded["words"][0], [[1, -1, -1], [1, -1, -1], [-1, -1, -1]])
+
+    def test_columns_of_all_examples_ride_along(self):
+        one = layout(processor=True)
+        assert set(one.prepare(request(raws=[{"ids": [1], "grade": 1}] * 2)).extras) == {"num_ids", "grade"}
+        for raws in ([{"ids": [1], "grade": 1}, {"ids": [2]}], [{"ids": [1]}, {"ids": [2], "grade": 1}]):
+            assert set(one.prepare(request(raws=raws)).extras) == {"num_ids"}
 
     def test_outputs_come_back_in_the_order_of_the_request(self):
         one = layout(outputs=[POOLED, TOKENS], processor=True)
