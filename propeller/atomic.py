@@ -124,6 +124,15 @@ def swap_link(link: Path, target: Path) -> None:
     _sync(link.parent)
 
 
+def free_path(path: Path) -> Path:
+    """`path`, or where that is taken the same with a number behind it."""
+    candidate, number = path, 0
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}.{number}")
+    return candidate
+
+
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """Standard JSON of `value`, which may hold numpy's numbers and arrays, and paths.
 

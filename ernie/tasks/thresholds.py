@@ -170,7 +170,7 @@ def _publish(
     """Puts a bundle with the same model and another processor in the place of what `link` leads to."""
     is_link = link.is_symlink()
     tuned = bundle.folder.with_name(bundle.folder.name.partition(_TUNED)[0] + _TUNED)
-    target = _free(tuned) if is_link else link
+    target = atomic.free_path(tuned) if is_link else link
     with atomic.new_folder(target, replace=not is_link) as folder:
         for path in bundle.folder.iterdir():
             shutil.copy(path, folder)
@@ -189,12 +189,3 @@ def _publish(
         for version in tuned.parent.glob(f"{tuned.name}*"):
             if version not in (target, bundle.folder):
                 shutil.rmtree(version)
-
-
-def _free(path: Path) -> Path:
-    """`path`, or with a number behind it where that is taken."""
-    candidate, number = path, 0
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}.{number}")
-    return candidate

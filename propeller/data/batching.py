@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from propeller.data.chunks import CountedBatches
 from propeller.data.node import Context, Entries, Node, Origin, Position, Transform
 from propeller.data.transforms import BUCKET, Pooled
 from propeller.errors import ConfigError, DataError
@@ -220,30 +220,15 @@ class BatchMaker:
         return DataError(message, path=origin.path, line=origin.line)
 
 
-class PaddedBatch(Transform):
-    """So many examples a batch, in order. Position: that of the source after the last of them."""
+class PaddedBatch(CountedBatches):
+    """So many examples a batch, padded, in order."""
 
     def __init__(self, maker: BatchMaker, batch_size: int, drop_remainder: bool):
-        super().__init__(maker.source)
+        super().__init__(maker.source, batch_size, drop_remainder)
         self._maker = maker
-        self._batch_size = batch_size
-        self._drop_remainder = drop_remainder
 
-    def size(self) -> int | None:
-        size = self.source.size()
-        if size is None:
-            return None
-        return size // self._batch_size if self._drop_remainder else -(-size // self._batch_size)
-
-    def iterate(self, position: Position, context: Context) -> Entries:
-        stream = self.source.iterate(position, context)
-        while entries := list(islice(stream, self._batch_size)):
-            if len(entries) < self._batch_size and self._drop_remainder:
-                return
-            yield self._maker.make(entries, context), entries[-1][1]
-
-    def origin(self, position: Position, context: Context) -> Origin | None:
-        return None  # a batch has many
+    def make(self, entries: Sequence[_Entry], context: Context) -> Any:
+        return self._maker.make(entries, context)
 
     def settings(self) -> dict[str, Any]:
         return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -56,14 +57,17 @@ class MapChunks(Transform):
             fail(self._func, error, self.source.origin(chunk[0][1], context))
 
 
-class Batches(Transform):
-    """What `func` makes of each `batch_size` items in a row. Position: the source's after the last."""
+class CountedBatches(Transform):
+    """A batch of each `batch_size` items in a row. Position: the source's after the last of them."""
 
-    def __init__(self, source: Node, func: Callable[[list[Any]], Any], batch_size: int, drop_remainder: bool):
+    def __init__(self, source: Node, batch_size: int, drop_remainder: bool):
         super().__init__(source)
-        self._func = func
         self._batch_size = batch_size
         self._drop_remainder = drop_remainder
+
+    @abc.abstractmethod
+    def make(self, entries: Sequence[_Entry], context: Context) -> Any:
+        """Makes one batch."""
 
     def size(self) -> int | None:
         size = self.source.size()
@@ -76,14 +80,24 @@ class Batches(Transform):
         while entries := list(islice(stream, self._batch_size)):
             if len(entries) < self._batch_size and self._drop_remainder:
                 return
-            try:
-                batch = self._func([item for item, _ in entries])
-            except Exception as error:
-                fail(self._func, error, self.source.origin(entries[0][1], context))
-            yield batch, entries[-1][1]
+            yield self.make(entries, context), entries[-1][1]
 
     def origin(self, position: Position, context: Context) -> Origin | None:
         return None  # a batch has many
+
+
+class Batches(CountedBatches):
+    """What `func` makes of the items of each batch."""
+
+    def __init__(self, source: Node, func: Callable[[list[Any]], Any], batch_size: int, drop_remainder: bool):
+        super().__init__(source, batch_size, drop_remainder)
+        self._func = func
+
+    def make(self, entries: Sequence[_Entry], context: Context) -> Any:
+        try:
+            return self._func([item for item, _ in entries])
+        except Exception as error:
+            fail(self._func, error, self.source.origin(entries[0][1], context))
 
     def settings(self) -> dict[str, Any]:
         return {

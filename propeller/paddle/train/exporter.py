@@ -101,7 +101,7 @@ class BestExporter(Exporter):
         if self._best is not None and not self._better(self._best, results):
             return
         versions = self.folder / f".{self.link_name}"
-        target = _free(versions / f"step_{state.step:08d}")
+        target = atomic.free_path(versions / f"step_{state.step:08d}")
         try:
             with atomic.new_folder(target) as folder:
                 self._write(folder, model, results, columns)
@@ -119,7 +119,7 @@ class BestExporter(Exporter):
         """Points the link at the new version and drops those before the last."""
         previous = self.link.resolve() if self.link.is_symlink() else None
         if previous is None and self.link.is_dir():  # a copy of the run, in which the link became a folder
-            previous = self.link.rename(_free(versions / "copied")).resolve()
+            previous = self.link.rename(atomic.free_path(versions / "copied")).resolve()
         atomic.swap_link(self.link, target)
         # The version before stays, for whoever is just reading it.
         for version in versions.iterdir():
@@ -179,15 +179,6 @@ def _by_metric(
         return now > before if greater else now < before
 
     return better
-
-
-def _free(path: Path) -> Path:
-    """`path`, or with a number behind it when that step was exported before."""
-    candidate, number = path, 0
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}.{number}")
-    return candidate
 
 
 class _Serving(paddle.nn.Layer):
