@@ -31,7 +31,7 @@ from ernie.tasks.mrc_spans import SpanSearch
 from propeller import cli
 from propeller.bundle import Bundle, read_bundle
 from propeller.config import parse_runconfig
-from propeller.data import Dataset, prepare_files
+from propeller.data import Dataset
 from propeller.data.cache import source_files
 from propeller.errors import ConfigError, DataError
 from propeller.processor import Raw
@@ -138,14 +138,13 @@ def prepared(name: str, path: Path, processor: MrcProcessor, args: argparse.Name
     """The windows of a file through the cache; for training without questions whose answer has no place."""
     if name != "train":
         return finetuning.prepared(name, path, processor, args)
-    return prepare_files(
+    return finetuning.prepared(
         name,
-        source_files(name, data_dir=path),
-        lambda part: processor.read(part, columns=column_names(args)).filter(is_trainable),
+        path,
+        processor,
+        args,
+        read=lambda part: processor.read(part, columns=column_names(args)).filter(is_trainable),
         read_key="trainable",
-        prepare=processor.prepare,
-        prepare_key=processor.fingerprint,
-        cache_dir=args.cache_dir,
     )
 
 

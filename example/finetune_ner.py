@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -32,7 +31,6 @@ from ernie.tasks.sequence_labeling import SequenceLabelingProcessor
 from ernie.tasks.tagging import SCHEMES
 from propeller import cli
 from propeller.config import ArgumentParser
-from propeller.data import prepare_files
 from propeller.data.cache import source_files
 from propeller.types import HParams, RunConfig
 
@@ -88,21 +86,15 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
         score=args.score,
     )
     read = functools.partial(read_ner, scheme=tags.scheme, labels=tags.labels, **form)
-    parts = {name: source_files(name, data_dir=path) for name, path in files.items()}
-    if "test" in parts and not any(has_labels(part, columns=form["columns"]) for part in parts["test"]):
+    found = dict(files.items())
+    if files.test is not None and not any(
+        has_labels(part, columns=form["columns"]) for part in source_files("test", data_dir=files.test)
+    ):
         log.info("test has no labels and is left out")
-        del parts["test"]
+        del found["test"]
     sets = {
-        name: prepare_files(
-            name,
-            paths,
-            read,
-            read_key=json.dumps([tags.scheme, tags.labels, form]),
-            prepare=processor.prepare,
-            prepare_key=processor.fingerprint,
-            cache_dir=args.cache_dir,
-        )
-        for name, paths in parts.items()
+        name: finetuning.prepared(name, path, processor, args, read=read, read_key=args.data_format)
+        for name, path in found.items()
     }
     for name, dataset in sets.items():
         log.info("%s: %s", name, report(dataset, processor))
@@ -113,7 +105,7 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
         SequenceLabelingModel, args, run_config, hparams, config=config, processor=processor, sets=sets
     )
     if args.dev_predictions and bundle is not None:
-        raws = itertools.chain.from_iterable(map(read, parts["dev"]))
+        raws = itertools.chain.from_iterable(map(read, source_files("dev", data_dir=files.dev)))
         write_predictions(args.dev_predictions, bundle, raws)
 
 

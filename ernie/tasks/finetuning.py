@@ -222,8 +222,24 @@ def count_steps(dataset: Dataset, hparams: HParams, processor: Processor, *, siz
     return sum(1 for _ in batched(dataset, hparams, processor, size=size, train=False))
 
 
-def prepared(name: str, path: Path, processor: TextProcessor, args: argparse.Namespace) -> Dataset:
+def prepared(
+    name: str,
+    path: Path,
+    processor: TextProcessor,
+    args: argparse.Namespace,
+    *,
+    read: Callable[[Path], Dataset] | None = None,
+    read_key: Any = None,
+) -> Dataset:
     """The prepared examples of a file, or of a folder of parts, through the cache.
+
+    Args:
+        name: of the set.
+        path: where it lies.
+        processor: the task's.
+        args: as `main` gives them.
+        read: gives the raw examples of a file; None takes the processor's own reader.
+        read_key: what `read` depends on besides the processor and `--columns`; JSON.
 
     Raises:
         DataError: the data cannot be used; it names file and line.
@@ -232,8 +248,8 @@ def prepared(name: str, path: Path, processor: TextProcessor, args: argparse.Nam
     return prepare_files(
         name,
         source_files(name, data_dir=path),
-        functools.partial(processor.read, columns=columns),
-        read_key=atomic.to_json(columns),
+        read or functools.partial(processor.read, columns=columns),
+        read_key=atomic.to_json([columns, read_key]),
         prepare=processor.prepare,
         prepare_key=processor.fingerprint,
         cache_dir=args.cache_dir,
