@@ -139,6 +139,48 @@ class Tokenizer(abc.ABC):
         """
         return self._pieces(_checked(texts))
 
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        text_pair: str | Sequence[str] | None = None,
+        *,
+        max_seq_len: int | None = None,
+        pad_to_max_seq_len: bool = False,
+        return_dict: bool = False,
+    ) -> dict[str, list[Any]] | list[dict[str, list[int]]]:
+        """Makes model inputs by the call that users of PaddleNLP know; see `encode_batch`.
+
+        Args:
+            text, text_pair: one text each, or a list each.
+            max_seq_len: what `encode_batch` calls `max_seqlen`.
+            pad_to_max_seq_len: fill shorter inputs up to `max_seq_len`.
+            return_dict: of a list of texts, give lists by name.
+
+        Returns:
+            `{"input_ids": [...], "token_type_ids": [...]}`; of a list of texts one for each.
+
+        Raises:
+            ConfigError: inputs are to be filled up, but not to which length; or see `encode_batch`.
+            DataError: see `encode_batch`.
+
+        Source: the guides of PaddleNLP 2.
+        """
+        if pad_to_max_seq_len and max_seq_len is None:
+            raise ConfigError("pad_to_max_seq_len is set, but max_seq_len is not; expected both.")
+        is_one = isinstance(text, str)
+        texts: Any = [text] if is_one else text
+        pairs: Any = [text_pair] if is_one and text_pair is not None else text_pair
+        rows = []
+        for encoding in self.encode_batch(texts, pairs, max_seqlen=max_seq_len):
+            fill = (max_seq_len or 0) - len(encoding.input_ids) if pad_to_max_seq_len else 0
+            ids, types = encoding.input_ids.tolist(), encoding.token_type_ids.tolist()
+            rows.append({"input_ids": ids + [self.pad_id] * fill, "token_type_ids": types + [0] * fill})
+        if is_one:
+            return rows[0]
+        if return_dict:
+            return {name: [row[name] for row in rows] for name in ("input_ids", "token_type_ids")}
+        return rows
+
     def encode(self, text: str, pair: str | None = None, *, max_seqlen: int | None = None) -> Encoding:
         """Makes the model input of one text or pair; see `encode_batch`."""
         return self.encode_batch([text], None if pair is None else [pair], max_seqlen=max_seqlen)[0]

@@ -20,12 +20,10 @@ from typing import Any
 
 from propeller.bundle import Bundle, read_bundle
 from propeller.errors import DataError, PropellerError
-from propeller.processor import Answer, Raw
+from propeller.processor import Answer, Raw, as_answer
 
 # A stream begins with so many inputs, and goes on with twice as many each time: the first answers come soon.
 _FIRST_ROWS = 32
-# What a processor's code raises on an example that is not what it takes.
-_NOT_TAKEN = (KeyError, IndexError, TypeError, ValueError, AttributeError)
 
 
 class Pipeline:
@@ -121,23 +119,15 @@ class Pipeline:
 
     def _answers(self, values: list[Any]) -> list[Answer | PropellerError]:
         """An answer for each input, or the error in its place."""
-        return self._of_raws([self._raw_of(value) for value in values])
+        raws = [self._raw_of(value) for value in values]
+        with self._lock:
+            return self._answer_all(raws)
 
     def _raw_of(self, value: Any) -> Raw | PropellerError:
         try:
             return self.processor.raw_of(value)
-        except PropellerError as error:
-            return error
-
-    def _of_raws(self, raws: list[Raw | PropellerError]) -> list[Answer | PropellerError]:
-        try:
-            with self._lock:
-                return self._answer_all(raws)
-        except _NOT_TAKEN as error:
-            if len(raws) == 1:
-                return [DataError(f"This is not what the processor takes: {error!r}.")]
-        half = len(raws) // 2  # one of them is bad
-        return self._of_raws(raws[:half]) + self._of_raws(raws[half:])
+        except Exception as error:
+            return as_answer(error)
 
 
 def _several(inputs: Any) -> Iterator[Any]:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import abc
 import importlib.metadata
+import logging
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -21,10 +23,17 @@ from propeller.metrics import Metric
 if TYPE_CHECKING:
     from propeller.data import Dataset
 
+log = logging.getLogger("propeller")
+
 ENTRY_POINTS = "propeller.processors"
 
 Raw = Mapping[str, Any]
 Answer = dict[str, Any]
+
+# Of what an unforeseen error says: the end, where Paddle says what is wrong.
+_SHOWN_CHARS = 300
+# The errors that `log_failure` has logged: type, and file and line that they come from.
+_logged: set[tuple[Any, ...]] = set()
 
 
 class Processor(abc.ABC):
@@ -36,10 +45,12 @@ class Processor(abc.ABC):
     Attributes:
         name: the registered name that a bundle stores.
         label_names: the columns of an example that the loss and the metrics get.
+        pair: whether an example may have a second text, `text_b`.
     """
 
     name: ClassVar[str]
     label_names: ClassVar[tuple[str, ...]] = ("label",)
+    pair: bool = True
 
     @abc.abstractmethod
     def prepare(self, raws: Sequence[Raw]) -> list[dict[str, Any]]:
@@ -104,18 +115,15 @@ class Processor(abc.ABC):
         """Takes an input as people write it: a text, a tuple of two, or a mapping as it is.
 
         Raises:
-            DataError: it is none of these.
+            DataError: it is none of these, or has a second text where the task takes one.
         """
-        if isinstance(value, Mapping):
-            return value
-        texts = (value,) if isinstance(value, str) else value
-        is_texts = isinstance(texts, tuple | list) and all(isinstance(text, str) for text in texts)
-        if is_texts and 1 <= len(texts) <= 2:
-            return dict(zip(("text_a", "text_b"), texts, strict=False))
-        raise DataError(
-            f"An input is {type(value).__name__}; expected a text, a tuple of two texts, or a dict such as "
-            '{"text_a": "..."}.'
-        )
+        raw = value if isinstance(value, Mapping) else _texts(value)
+        if not self.pair and raw.get("text_b") is not None:
+            raise DataError(
+                f"The model takes one text, this is a pair: text_b is {raw['text_b']!r:.80}. Leave it out, "
+                "or ask a model that was trained with pairs."
+            )
+        return raw
 
     @abc.abstractmethod
     def parse(self, line: str) -> Raw:
@@ -158,15 +166,41 @@ class Processor(abc.ABC):
         """Changes whenever `prepare` would give other arrays; the key of caches."""
 
 
+def _texts(value: Any) -> Raw:
+    """The raw example of a text, or of a tuple of two.
+
+    Raises:
+        DataError: it is neither.
+    """
+    texts = (value,) if isinstance(value, str) else value
+    is_texts = isinstance(texts, tuple | list) and all(isinstance(text, str) for text in texts)
+    if is_texts and 1 <= len(texts) <= 2:
+        return dict(zip(("text_a", "text_b"), texts, strict=False))
+    raise DataError(
+        f"An input is {type(value).__name__}; expected a text, a tuple of two texts, or a dict such as "
+        '{"text_a": "..."}.'
+    )
+
+
 P = TypeVar("P", bound=type[Processor])
 _registered: dict[str, type[Processor]] = {}
 
 
 def register_processor(cls: P) -> P:
-    """Class decorator: makes a processor known by its `name` in this process."""
-    other = _registered.setdefault(cls.name, cls)
-    if other is not cls and other.__qualname__ != cls.__qualname__:
-        raise PropellerError(f"Two processors are called {cls.name!r}: {other!r} and {cls!r}.")
+    """Class decorator: makes a processor known by its `name` in this process.
+
+    A class that is defined anew, as when a cell of a notebook runs again, takes the place of the one before.
+
+    Raises:
+        PropellerError: another class has this name.
+    """
+    other = _registered.get(cls.name, cls)
+    if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise PropellerError(
+            f"Two processors are called {cls.name!r}: {other.__module__}.{other.__qualname__} and "
+            f"{cls.__module__}.{cls.__qualname__}. Name one of them otherwise."
+        )
+    _registered[cls.name] = cls
     return cls
 
 
@@ -192,14 +226,54 @@ def find_processor(name: str) -> type[Processor]:
 def windows_each(
     processor: Processor, raws: Sequence[Raw]
 ) -> list[list[dict[str, Any]] | PropellerError]:
-    """Prepares a batch so that one bad example harms no neighbour: its place holds its error."""
+    """Prepares a batch so that one bad example harms no neighbour: its place holds its error.
+
+    What `windows` raises, or gives in place of one or more examples for each raw one, is such an error,
+    see `as_answer`.
+    """
     try:
-        return list(processor.windows(raws))
-    except PropellerError:
-        results: list[list[dict[str, Any]] | PropellerError] = []
-        for raw in raws:
-            try:
-                results.extend(processor.windows([raw]))
-            except PropellerError as error:
-                results.append(error)
-        return results
+        windows = list(processor.windows(raws))
+        if len(windows) != len(raws) or not all(windows):
+            raise PropellerError(
+                f"The processor {processor.name!r} made {[*map(len, windows[:10])]} windows of {len(raws)} "
+                "examples; expected one or more of each."
+            )
+        return [*windows]
+    except Exception as error:
+        problem = as_answer(error)
+    if len(raws) <= 1:
+        return [problem for _ in raws]
+    half = len(raws) // 2  # one of them is bad
+    return windows_each(processor, raws[:half]) + windows_each(processor, raws[half:])
+
+
+def as_answer(error: Exception) -> PropellerError:
+    """What an input gets as its answer, for which a task or a model raised this.
+
+    An error of the project says what is wrong with the input. Any other names its type and text, and is
+    logged, see `log_failure`.
+    """
+    if isinstance(error, PropellerError):
+        return error
+    log_failure(error)
+    text = " ".join(str(error).split())
+    shown = f"{type(error).__name__}: {text[-_SHOWN_CHARS:]}" if text else repr(error)
+    answer = DataError(f"This input could not be answered ({shown}).")
+    answer.__cause__ = error
+    return answer
+
+
+def log_failure(error: BaseException) -> None:
+    """Logs the traceback of what is no error of the project, and so may be a bug.
+
+    It does so once for each place in the code that an error comes from: of a million inputs all may meet it.
+    """
+    if isinstance(error, PropellerError):
+        return
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    place = (type(error), *frames[-1:])
+    if place not in _logged:
+        _logged.add(place)
+        log.error(
+            "an input could not be answered; others that fail alike are not logged again", exc_info=error
+        )

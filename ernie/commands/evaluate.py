@@ -2,7 +2,8 @@
 
     ernie evaluate output/best/inference --data dev.tsv
 
-Writes one JSON object to standard output.
+Writes one JSON object to standard output. A retriever, or any bundle of embeddings, is judged by how queries
+find their passages, in files such as it is trained on.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from ernie.commands.predict import add_device_arguments
 from ernie.tasks.arguments import add_columns_argument, column_names
-from ernie.tasks.evaluating import evaluate_bundle
+from ernie.tasks.ner_files import FORMATS
 from propeller import atomic
 from propeller.bundle import read_bundle
 
@@ -22,6 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="exported model, such as output/best/inference")
     parser.add_argument("--data", metavar="FILE", required=True, help="labelled file, or folder of parts")
     add_columns_argument(parser)
+    parser.add_argument("--data_format", choices=FORMATS, help="of tagged units; default: recognised")
+    parser.add_argument(
+        "--candidates", metavar="all|given", help="what embeddings rank for a query; default: all passages"
+    )
     add_device_arguments(parser)
 
 
@@ -29,9 +34,18 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     bundle = read_bundle(args.bundle)
     processor = bundle.processor()
+    from ernie.tasks.evaluating import evaluate_bundle
     from propeller.paddle.inference import Predictor
     from propeller.paddle.runtime import set_device
 
     predictor = Predictor(bundle, device=set_device(args.device), bf16=args.bf16)
-    print(atomic.to_json(evaluate_bundle(predictor, processor, Path(args.data), columns=column_names(args))))
+    results = evaluate_bundle(
+        predictor,
+        processor,
+        Path(args.data),
+        columns=column_names(args),
+        data_format=args.data_format,
+        candidates=args.candidates,
+    )
+    print(atomic.to_json(results))
     return 0

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of this command."""
     parser.add_argument("bundle", metavar="BUNDLE", help="exported model, such as output/best/inference")
     parser.add_argument("--format", choices=("tsv", "jsonl"), default="tsv", help="form of an output line")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 if a line could not be read")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if a line was not answered")
     add_device_arguments(parser)
 
 

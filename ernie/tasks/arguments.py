@@ -32,7 +32,7 @@ def argument_parser(description: str) -> ArgumentParser:
     predict.add_argument("--do_predict", action="store_true", help="answer the lines of standard input")
     predict.add_argument("--bundle", metavar="DIR", help="exported model; default: model_dir/best/inference")
     predict.add_argument("--format", choices=("tsv", "jsonl"), default="tsv", help="form of an output line")
-    predict.add_argument("--strict", action="store_true", help="exit with 1 if a line could not be read")
+    predict.add_argument("--strict", action="store_true", help="exit with 1 if a line was not answered")
     predict.add_argument("--bf16", action="store_true", help="predict in bfloat16 (CPU)")
     predict.add_argument("--dev_predictions", metavar="FILE", help="dev with predictions, JSONL")
     return parser

@@ -29,7 +29,7 @@ from propeller.errors import ConfigError
 from propeller.launch import started_by_nproc
 from propeller.processor import Processor
 from propeller.run_file import read_run_file
-from propeller.types import HParams, RunConfig, WarmStartSetting
+from propeller.types import HParams, RunConfig, WarmStartSetting, as_switch
 
 if TYPE_CHECKING:
     from ernie.tasks.models import TaskModel
@@ -74,9 +74,7 @@ def with_precision(run_config: RunConfig, hparams: HParams) -> RunConfig:
 def _switch(hparams: HParams, key: str) -> bool:
     """A hyper-parameter that is on or off, and off by default."""
     value = hparams.get(key)
-    if value not in (True, False, None):  # 0 and 1 are equal to these
-        raise ConfigError(f"{key} must be true or false, got {value!r}.")
-    return bool(value)
+    return value is not None and as_switch(key, value)
 
 
 def resolve_model(args: argparse.Namespace, hparams: HParams) -> tuple[ErnieConfig, Tokenizer]:
@@ -118,15 +116,20 @@ def resolve_model(args: argparse.Namespace, hparams: HParams) -> tuple[ErnieConf
 
 
 def warm_start_setting(folder: str | None) -> WarmStartSetting | None:
-    """First weights for a model's `encoder` from a pretrained folder; its `head` is new."""
+    """First weights for a model's `encoder` from a pretrained folder; its `head` is new.
+
+    So is the pooler where the folder has none, as those of masked-word models and of many embeddings.
+    """
     if folder is None:
         return None
 
     def encoder_tensors() -> Mapping[str, Any]:
         _, tensors = load_pretrained_state(folder)
+        if "pooler.weight" not in tensors:
+            log.info("%s has no pooler; a model that takes what a pooler gives learns it anew", folder)
         return {f"encoder.{name}": array for name, array in tensors.items()}
 
-    return WarmStartSetting(source=encoder_tensors, new=("head.*",))
+    return WarmStartSetting(source=encoder_tensors, new=("head.*", "encoder.pooler.*"))
 
 
 def step_batch_size(hparams: HParams, run_config: RunConfig, *, restart: bool) -> int:
@@ -305,6 +308,7 @@ def fit(
     config: ErnieConfig,
     processor: TextProcessor,
     sets: Mapping[str, Dataset],
+    evaluated: Mapping[str, Dataset] | None = None,
 ) -> Path | None:
     """Fine-tunes, evaluates all sets but `train`, and exports the best model by its metric on dev.
 
@@ -316,6 +320,7 @@ def fit(
         config: the encoder's.
         processor: the task's.
         sets: prepared examples, unpadded, by set name.
+        evaluated: the sets but `train`, where they come in batches of their own.
 
     Returns:
         The bundle, in the process that wrote it; None in others, and where nothing was trained.
@@ -340,7 +345,8 @@ def fit(
     best = Path(run_config.model_dir) / "best"
     learner.train(
         train_set,
-        eval_datasets={
+        eval_datasets=evaluated
+        or {
             name: batched(dataset, hparams, processor, size=batch_size(hparams), train=False)
             for name, dataset in sets.items()
             if name != "train"

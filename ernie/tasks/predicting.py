@@ -31,7 +31,7 @@ def predict_stdin(
         device: any that Paddle knows; None takes a GPU where there is one.
         bf16: compute in bfloat16 (CPU).
         form: `tsv`, the processor's own form, or `jsonl`.
-        strict: whether a line that cannot be read makes the exit code 1.
+        strict: whether a line that cannot be answered makes the exit code 1.
 
     Returns:
         The exit code.
@@ -53,11 +53,12 @@ def predict_stdin(
     # Not sys.stdin's own buffer: a thread that waits in it keeps its lock, and then Python aborts at exit.
     lines = open(sys.stdin.fileno(), "rb", closefd=False)
     if isinstance(sys.stdout, io.TextIOWrapper):  # UTF-8 in, UTF-8 out, whatever the locale
-        sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+        # Half a character, which UTF-8 cannot hold, as an escape of JSON.
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
     write = stream.format_jsonl if form == "jsonl" else stream.format_text(processor)
     errors = stream.predict_lines(predictor, lines, sys.stdout, processor=processor, write=write)
     if errors:
-        log.warning("%d lines could not be read", errors)
+        log.warning("%d lines could not be answered", errors)
     return 1 if errors and strict else 0
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from propeller import atomic
+from propeller.data.chunks import fail_together
 from propeller.data.dataset import Dataset
-from propeller.data.node import Context, Node, Origin, Position, fail
+from propeller.data.node import Context, Node, Origin
 from propeller.data.record import FORMAT_VERSION, RecordFile, RecordWriter
 from propeller.data.sources import PathLike, RecordSource
 from propeller.errors import ConfigError, DataError
@@ -232,66 +233,69 @@ def _write(build: Build, path: Path) -> None:
     """Makes the record file. Its metadata say from which lines the records are, if each is from the next."""
     context = Context(seed=0)
     origins: list[tuple[str, int, int]] | None = []
-    names: set[str] | None = None
     with RecordWriter(path) as writer:
+        examples = _Examples(writer, build.prepare)
         for source, node in build.sources:
             rows = node.iterate(None, context)
             first: Origin | None = None
             count = 0
             while entries := list(islice(rows, _CHUNK)):
-                examples = _prepared(build, node, entries, context)
+                try:
+                    added = examples.add([row for row, _ in entries])
+                except Exception as error:
+                    func = build.prepare or writer.write
+                    fail_together(func, error, entries, node, context, again=examples.add)
                 first = first or node.origin(entries[0][1], context)
                 last = node.origin(entries[-1][1], context)
-                count += len(examples)
-                one_each = len(examples) == len(entries)
+                count += added
+                one_each = added == len(entries)
                 if not one_each or first is None or last is None or last.line != first.line + count - 1:
                     origins = None
-                for index, example in enumerate(examples):
-                    try:
-                        names = _checked_names(names, example)
-                        writer.write(example)
-                    except DataError as error:
-                        _, position = entries[index if one_each else 0]
-                        fail(build.prepare or writer.write, error, node.origin(position, context))
             if origins is not None and first is not None:
                 origins.append((os.path.abspath(source), first.line, count))
-        if names is None:
+        if examples.names is None:
             raise DataError("there is no example in it; expected at least one", path=build.sources[0][0])
         if origins is not None:
             writer.metadata["origins"] = origins
 
 
-def _prepared(
-    build: Build, node: Node, entries: Sequence[tuple[Any, Position]], context: Context
-) -> list[Example]:
-    """Returns the examples of a chunk of rows; an error names the row that is at fault."""
-    rows = [row for row, _ in entries]
-    prepare = build.prepare
-    if prepare is None:
-        return rows
-    try:
-        return list(prepare(rows))
-    except Exception as error:
-        for row, position in entries:
-            try:
-                prepare([row])
-            except Exception as alone:
-                fail(prepare, alone, node.origin(position, context))
-        fail(prepare, error, node.origin(entries[0][1], context))
+class _Examples:
+    """What is made of rows, on its way into a record file.
 
+    Args:
+        writer: of the file.
+        prepare: makes examples of rows; None: they are examples.
 
-def _checked_names(names: set[str] | None, example: Example) -> set[str]:
-    """Returns the names that all examples have."""
-    if not isinstance(example, dict):
-        raise DataError(f"an example is {type(example).__name__}; expected a dict of name to value")
-    if names is None:
-        return set(example)
-    if names != example.keys():
-        raise DataError(
-            f"an example has {sorted(example)}, those before it {sorted(names)}; expected the same columns "
-            "throughout the parts of a data set"
-        )
-    return names
+    Attributes:
+        names: those that all examples have; None as long as there is no example.
+    """
+
+    def __init__(self, writer: RecordWriter, prepare: Prepare | None):
+        self.names: set[str] | None = None
+        self._writer, self._prepare = writer, prepare
+
+    def add(self, rows: list[Example]) -> int:
+        """Writes what `rows` become, and returns how many that are.
+
+        Raises:
+            DataError: an example cannot be written, or has other names than those before it.
+        """
+        examples = rows if self._prepare is None else list(self._prepare(rows))
+        for example in examples:
+            self._check(example)
+            self._writer.write(example)
+        return len(examples)
+
+    def _check(self, example: Example) -> None:
+        if not isinstance(example, dict):
+            raise DataError(f"an example is {type(example).__name__}; expected a dict of name to value")
+        if self.names is None:
+            self.names = set(example)
+        if self.names != example.keys():
+            raise DataError(
+                f"an example has {sorted(example)}, those before it {sorted(self.names)}; expected the same "
+                "columns throughout the parts of a data set"
+            )
 
 
 def _sha256(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 from propeller.data.node import Context, Entries, Node, Origin, Position, Transform, as_parts, fail, name_of
 from propeller.data.signature import function_name
@@ -17,8 +17,8 @@ _Entry = tuple[Any, Position]
 class MapChunks(Transform):
     """What `func` makes of each `size` items in a row: a list of any number of items.
 
-    Position: (source position before the chunk, items handed out of it), so a resume maps one chunk again;
-    after a chunk's last item (source position after it, 0).
+    Position: (source position before the chunk, items handed out of it, epoch of its first item), so a resume
+    maps one chunk again; after a chunk's last item the first two are (source position after it, 0).
     """
 
     def __init__(self, source: Node, func: Callable[[list[Any]], Sequence[Any]], size: int):
@@ -27,20 +27,21 @@ class MapChunks(Transform):
         self._size = size
 
     def iterate(self, position: Position, context: Context) -> Entries:
-        start, done = (None, 0) if position is None else as_parts(position, 2)
+        start, done, _ = (None, 0, 0) if position is None else as_parts(position, 3)
         stream = self.source.iterate(start, context)
         while chunk := list(islice(stream, self._size)):
             results = self._results(chunk, context)
-            end = chunk[-1][1]
+            end, epoch = chunk[-1][1], self.source.epoch(chunk[0][1])
             for index in range(done, len(results)):
-                yield results[index], (start, index + 1) if index + 1 < len(results) else (end, 0)
+                after = (start, index + 1) if index + 1 < len(results) else (end, 0)
+                yield results[index], (*after, epoch)
             start, done = end, 0
 
     def origin(self, position: Position, context: Context) -> Origin | None:
         return None  # an item may come of any of a chunk's
 
     def epoch(self, position: Position) -> int:
-        return 0 if position is None else self.source.epoch(as_parts(position, 2)[0])
+        return 0 if position is None else int(as_parts(position, 3)[2])
 
     def settings(self) -> dict[str, Any]:
         return {"kind": "map_chunks", "function": function_name(self._func), "batch_size": self._size}
@@ -49,12 +50,7 @@ class MapChunks(Transform):
         try:
             return checked_results(self._func, self._func([item for item, _ in chunk]))
         except Exception as error:
-            for item, position in chunk:  # the one at fault, if it is so alone, too
-                try:
-                    self._func([item])
-                except Exception as alone:
-                    fail(self._func, alone, self.source.origin(position, context))
-            fail(self._func, error, self.source.origin(chunk[0][1], context))
+            fail_together(self._func, error, chunk, self.source, context, again=self._func)
 
 
 class CountedBatches(Transform):
@@ -97,7 +93,7 @@ class Batches(CountedBatches):
         try:
             return self._func([item for item, _ in entries])
         except Exception as error:
-            fail(self._func, error, self.source.origin(entries[0][1], context))
+            fail_together(self._func, error, entries, self.source, context)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -106,6 +102,37 @@ class Batches(CountedBatches):
             "batch_size": self._batch_size,
             "drop_remainder": self._drop_remainder,
         }
+
+
+def fail_together(
+    func: Callable[..., Any],
+    error: Exception,
+    entries: Sequence[_Entry],
+    source: Node,
+    context: Context,
+    *,
+    again: Callable[[list[Any]], Any] | None = None,
+) -> NoReturn:
+    """Raises what happened to several items at once, as a `DataError` that names the one at fault.
+
+    Args:
+        func: the user's function.
+        error: what happened.
+        entries: the items, each with the position after it.
+        source, context: what they come from.
+        again: does the same with any items, so that one that fails by itself can be found.
+
+    Raises:
+        DataError: always. Where no item fails by itself it names the first and the last.
+    """
+    if again is not None:
+        for item, position in entries:
+            try:
+                again([item])
+            except Exception as alone:
+                fail(func, alone, source.origin(position, context))
+    first, last = (source.origin(position, context) for _, position in (entries[0], entries[-1]))
+    fail(func, error, first, last)
 
 
 def checked_results(func: Callable[..., Any], results: Any) -> Sequence[Any]:

@@ -20,6 +20,9 @@ __all__ = ["Column", "FeatureColumns", "LabelColumn", "Layout", "RawColumn", "Te
 # Which column each cell of a file's line belongs to; None: to none.
 _Cells = list[Column | None]
 
+# As the scripts' users know it, and those who write one.
+_REMEDY = "name the file's columns in order (--columns, or file_columns in code)."
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -109,12 +112,12 @@ class FeatureColumns:
                 wanted = " and ".join(" or ".join(map(repr, (c.name, *c.aliases))) for c in missing)
                 raise DataError(
                     f"the header has no column {wanted}; it has {', '.join(map(repr, texts))}. Rename one, "
-                    "or name the file's columns in order (file_columns)."
+                    f"or {_REMEDY}"
                 )
             return self._layout(header, True)
         if self._file_columns is not None:
             raise DataError(
-                f"found {_count(len(texts))}; file_columns names {len(self._file_columns)}: "
+                f"found {_count(len(texts))}; expected {len(self._file_columns)}, as the columns given are "
                 f"{_names(self._file_columns)}"
             )
         return self._layout(self._by_position(len(texts)), False)
@@ -217,20 +220,22 @@ class FeatureColumns:
         return "\n".join(lines)
 
     def _named(self, names: Sequence[str]) -> _Cells:
+        given = f"the columns given are {', '.join(names)}"
         for name in names:
             if name != "_" and name not in self._by_name:
                 known = [column.name for column in self.columns]
                 raise ConfigError(
-                    f"file_columns names {name!r}; expected one of {', '.join(known)}, or _ to skip a cell."
+                    f"{given}; for {name!r} expected one of {', '.join(known)}, or _ to skip a cell."
                     f"{did_you_mean(name, known)}"
                 )
         cells = [self._by_name.get(name) for name in names]
         named = [column for column in cells if column is not None]
         for column in named:
             if named.count(column) > 1:
-                raise ConfigError(f"file_columns names {column.name!r} twice")
+                raise ConfigError(f"{given}, with {column.name!r} twice; expected each once")
         if missing := self._missing(cells):
-            raise ConfigError(f"file_columns lacks {', '.join(repr(column.name) for column in missing)}")
+            lacking = ", ".join(repr(column.name) for column in missing)
+            raise ConfigError(f"{given}, without {lacking}; expected every column that is not optional")
         return cells
 
     def _missing(self, cells: _Cells) -> list[Column]:
@@ -252,7 +257,7 @@ class FeatureColumns:
             names = ", ".join(c.name + (" (optional)" if c.optional else "") for c in self.columns)
             raise DataError(
                 f"found {_count(count)} and no header; expected the columns {names}. Add a header line, or "
-                "name the file's columns in order (file_columns)."
+                f"{_REMEDY}"
             )
         optional = [column for column in self.columns if column.optional][: count - len(required)]
         return [column for column in self.columns if column in required or column in optional]

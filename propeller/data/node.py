@@ -1,8 +1,10 @@
 """The protocol behind `Dataset`: what every node of a pipeline can do.
 
-A node is lazy and holds no state of an iteration. `iterate(position, context)` starts a new one, and
-hands out each item together with the position that says where to go on after it. Every random choice is a
-pure function of the context, so that the same seed and position give the same items, in any process.
+A node is lazy, and several iterations may run at once, also in several threads: what a node keeps of one (the
+last permutation, that something was logged, that an iterator is used up) changes no item of another.
+`iterate(position, context)` starts a new one, and hands out each item together with the position that says
+where to go on after it. Every random choice is a pure function of the context, so that the same seed and
+position give the same items, in any process.
 """
 
 from __future__ import annotations
@@ -157,8 +159,16 @@ def _unfit(position: Position, expected: str) -> DataError:
     )
 
 
-def fail(func: Callable[..., Any], error: Exception, origin: Origin | None) -> NoReturn:
+def fail(
+    func: Callable[..., Any], error: Exception, origin: Origin | None, last: Origin | None = None
+) -> NoReturn:
     """Raises what a user's function raised as a `DataError` that names its origin.
+
+    Args:
+        func: the function.
+        error: what it raised.
+        origin: of the item, or of the first of several.
+        last: where the last of several is from, of which any may be at fault.
 
     Raises:
         DataError: always; `error` itself if that already names a file.
@@ -171,6 +181,8 @@ def fail(func: Callable[..., Any], error: Exception, origin: Origin | None) -> N
         message = f"{name_of(func)} raised {type(error).__name__}: {error}"
     if origin is None:
         raise DataError(message) from error
+    if last is not None and last != origin:
+        message += f" (here, or further on up to {last.path}:{last.line})"
     raise DataError(message, path=origin.path, line=origin.line) from error
 
 

@@ -7,7 +7,7 @@ rows is `nan` (`[]` for the confusion matrix); nothing here warns.
 
 from __future__ import annotations
 
-from propeller.metrics.base import Metric, compute_all
+from propeller.metrics.base import Metric, check_names, compute_all
 from propeller.metrics.counts import F1, MCC, Acc, ClassCounts, ConfusionMatrix, MacroF1, Precision, Recall
 from propeller.metrics.moments import Mean, Pearson
 from propeller.metrics.multi_label import ExactMatch, MicroF1, MultiLabelMacroF1
@@ -33,5 +33,6 @@ __all__ = [
     "Recall",
     "Retrieval",
     "Spearman",
+    "check_names",
     "compute_all",
 ]

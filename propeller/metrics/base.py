@@ -6,7 +6,7 @@ Shapes: B rows of a batch, C classes.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,20 +62,50 @@ class Metric(abc.ABC):
         """
 
 
+# What every result of an evaluation has besides metrics.
+_RESERVED = ("loss", "n")
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Checks that metrics, or their values, can be called so; for metrics, before they are needed.
+
+    Raises:
+        ConfigError: one is called `loss` or `n`, which every result has.
+    """
+    for name in names:
+        if name in _RESERVED:
+            raise ConfigError(
+                f"A metric cannot be called {name!r}: every evaluation has that already. Name it otherwise."
+            )
+
+
 def compute_all(metrics: Mapping[str, Metric]) -> dict[str, Any]:
     """The values of metrics by name; one that has several gives each under a name of its own.
 
     Raises:
-        ConfigError: a value is called `loss` or `n`, which every result has, or two have one name.
+        ConfigError: see `check_names`; or two values have one name.
     """
     computed: dict[str, Any] = {}
     for name, metric in metrics.items():
         value = metric.compute()
-        for key, one in value.items() if isinstance(value, Mapping) else [(name, value)]:
-            if key in computed or key in ("loss", "n"):
-                raise ConfigError(f"A metric cannot be called {key!r}: every evaluation has that already.")
+        values = value if isinstance(value, Mapping) else {name: value}
+        check_names(values)
+        for key, one in values.items():
+            if key in computed:
+                raise ConfigError(f"Two metrics give a value called {key!r}; expected a name for each.")
             computed[key] = one.tolist() if isinstance(one, np.ndarray | np.generic) else one
     return computed
+
+
+def label_columns(names: Sequence[str], columns: Mapping[str, Any]) -> Any:
+    """The labels of a batch as metrics get them: the array, or where there are several a dictionary.
+
+    Args:
+        names: the columns that are labels.
+        columns: of the batch.
+    """
+    labels = {name: columns[name] for name in names if name in columns}
+    return labels if len(labels) != 1 else next(iter(labels.values()))
 
 
 def read_output(predictions: Mapping[str, Array], key: str) -> Array:

@@ -34,14 +34,14 @@ class Predictor:
     Args:
         source: a bundle, or its folder.
         device: any device Paddle knows; what Paddle Inference does not run on becomes `cpu`, with a
-            line in the log.
+            line in the log. A GPU must be there.
         num_threads: threads for the math; None takes `OMP_NUM_THREADS`, which is the cores this process
             may use where nobody set it.
         bf16: compute in bfloat16 on a CPU (needs oneDNN).
 
     Raises:
         ExportError: no bundle, a damaged one, or one whose outputs are not the exported model's.
-        ConfigError: bf16 on a GPU.
+        ConfigError: a GPU that is not there, or bf16 on a GPU.
     """
 
     def __init__(
@@ -60,6 +60,8 @@ class Predictor:
         self._device, self._num_threads = device, num_threads or _default_threads()
         if bf16 and kind != "cpu":
             raise ConfigError("bf16 is for the CPU predictor; got a GPU.")
+        if kind == "gpu":
+            _check_card(device)
         modes = ["onednn", "plain"] if kind == "cpu" else ["gpu"]
         if bf16:
             modes.insert(0, "bf16")
@@ -164,6 +166,25 @@ class Predictor:
             if len(array) != rows:
                 raise ExportError(f"Output {name!r} has {len(array)} rows for {rows} of input.")
         return outputs
+
+
+def _check_card(device: str) -> None:
+    """Refuses a card that is not there, since Paddle Inference takes the CPU instead without a word.
+
+    Raises:
+        ConfigError: there is none such, or `device` is neither `gpu` nor `gpu:` with a number.
+    """
+    if not paddle.is_compiled_with_cuda():
+        raise ConfigError(
+            f"device is {device!r}, but this Paddle {paddle.__version__} has no GPU support. Take 'cpu', or "
+            "install paddlepaddle-gpu in its place."
+        )
+    number, cards = device.removeprefix("gpu").removeprefix(":") or "0", paddle.device.cuda.device_count()
+    if not number.isdecimal() or int(number) >= cards:
+        raise ConfigError(
+            f"device is {device!r}, but Paddle sees {cards} cards here; expected 'gpu', or 'gpu:N' with N "
+            "below that."
+        )
 
 
 def _default_threads() -> int:

@@ -18,7 +18,7 @@ from propeller import atomic
 from propeller.data import pad_batch
 from propeller.errors import DataError, PropellerError
 from propeller.paddle.inference import Predictor
-from propeller.processor import Answer, Processor, Raw, windows_each
+from propeller.processor import Answer, Processor, Raw, as_answer, windows_each
 
 CHUNK_ROWS = 2048
 BATCH_ROWS = 32
@@ -40,6 +40,8 @@ _Examples = list[dict[str, Any]]
 
 def answer_all(predictor: Predictor, processor: Processor, raws: Sequence[Given]) -> list[Result]:
     """Answers a chunk of raw examples, one answer or error for each, in order.
+
+    Whatever is raised for an example is its answer, see `as_answer`, and harms no other.
 
     Windows of all of them are sorted by length and run together; no more than about `CHUNK_ROWS` are held.
 
@@ -73,7 +75,7 @@ def _parts(
     """What the model and `finish` make of windows, by their example."""
     first = predictor.bundle.inputs[0].name
     rows = [(place, number) for place, windows in held.items() for number in range(len(windows))]
-    rows.sort(key=lambda row: len(held[row[0]][row[1]][first]))
+    rows.sort(key=lambda row: _size(held[row[0]][row[1]], first))
     parts: dict[int, list[Result]] = {place: [{}] * len(windows) for place, windows in held.items()}
     for start in range(0, len(rows), BATCH_ROWS):
         members = rows[start : start + BATCH_ROWS]
@@ -83,6 +85,14 @@ def _parts(
     return parts
 
 
+def _size(window: Mapping[str, Any], name: str) -> int:
+    """Numbers in a feature; 0 where there is no array of them, which is an error when it is padded."""
+    try:
+        return np.size(window[name])
+    except (LookupError, TypeError, ValueError):
+        return 0
+
+
 def _joined(processor: Processor, raw: Raw, windows: _Examples, parts: Sequence[Result]) -> Result:
     """The answer of one example; the first error where a window has one."""
     for part in parts:
@@ -90,25 +100,30 @@ def _joined(processor: Processor, raw: Raw, windows: _Examples, parts: Sequence[
             return part
     try:
         return processor.join(raw, windows, parts)  # type: ignore[arg-type]  # there is no error in it
-    except Exception as error:  # anybody's code, on one odd example: the others are answered
-        return DataError(f"The answer could not be made: {_shown(error)}.")
-
-
-def _shown(error: Exception) -> str:
-    """An error on one line, with its kind where it is not one of the project's."""
-    text = str(error) if isinstance(error, PropellerError) else repr(error)
-    return " ".join(text.split())[:300]
+    except Exception as error:
+        return as_answer(error)
 
 
 def _answer_batch(predictor: Predictor, processor: Processor, examples: _Examples) -> list[Result]:
-    """Answers one batch; if that fails each example is tried alone, so that a bad one harms no neighbour."""
+    """Answers one batch; if that fails its halves, and so on, so that a bad example harms no neighbour."""
     try:
-        outputs = predictor.predict(_padded(predictor, examples))
-        return list(processor.finish(outputs))
-    except (PropellerError, RuntimeError, ValueError) as error:  # Paddle raises the last two
-        if len(examples) == 1:
-            return [DataError(f"prediction failed: {' '.join(str(error).split())[-300:]}")]
-        return [answer for one in examples for answer in _answer_batch(predictor, processor, [one])]
+        answers = list(processor.finish(predictor.predict(_padded(predictor, examples))))
+        if len(answers) != len(examples):
+            raise PropellerError(
+                f"The processor {processor.name!r} gave {len(answers)} answers for {len(examples)} rows; "
+                "expected one for each."
+            )
+        return [*answers]
+    except Exception as error:
+        problem = as_answer(error)
+    if len(examples) == 1:
+        return [problem]
+    half = len(examples) // 2
+    return [
+        answer
+        for part in (examples[:half], examples[half:])
+        for answer in _answer_batch(predictor, processor, part)
+    ]
 
 
 def _padded(predictor: Predictor, examples: _Examples) -> dict[str, np.ndarray]:
@@ -174,8 +189,8 @@ def _parsed(processor: Processor, line: bytes, number: int) -> Given:
         return processor.parse(line.removesuffix(b"\r").decode("utf-8"))
     except UnicodeDecodeError as error:
         return DataError(f"line {number} is not UTF-8 ({error.reason} at byte {error.start})")
-    except DataError as error:
-        return error
+    except Exception as error:
+        return as_answer(error)
 
 
 def format_text(processor: Processor) -> Write:
@@ -210,10 +225,19 @@ def predict_lines(
     errors = 0
     for raws in read_lines(source, processor):
         answers = answer_all(predictor, processor, raws)
-        errors += sum(isinstance(answer, PropellerError) for answer in answers)
-        target.write("".join(write(*item) + "\n" for item in zip(raws, answers, strict=True)))
+        written = [_written(write, *item) for item in zip(raws, answers, strict=True)]
+        errors += sum(is_error for _, is_error in written)
+        target.write("".join(f"{line}\n" for line, _ in written))
         target.flush()
     return errors
+
+
+def _written(write: Write, raw: Given, answer: Result) -> tuple[str, bool]:
+    """A line of output, and whether it tells an error; that of writing it, if there is one."""
+    try:
+        return write(raw, answer), isinstance(answer, PropellerError)
+    except Exception as error:
+        return write(raw, as_answer(error)), True
 
 
 def answer_stream(

@@ -30,7 +30,7 @@ from ernie.tokenizing import load_tokenizer
 from propeller import cli
 from propeller.data import Dataset, pad_batch
 
-LEARNING_RATE, WARMUP, WEIGHT_DECAY = 5e-5, 0.1, 0.01
+WARMUP, WEIGHT_DECAY = 0.1, 0.01
 WARM_STEPS = 5  # not timed
 METRICS = ("acc", "f1", "mcc", "pearson", "spearman", "mrr", "map", "em", "best_f1")
 
@@ -64,6 +64,7 @@ def run(task: str, data: Path, peer: Path, out: Path, dropout: float, steps: int
     ordered = Dataset.from_list(batches).map(
         lambda rows: pad_batch([work.train[row] for row in rows], pad_values=pad_values)
     )
+    theirs = json.loads((peer / "result.json").read_text())
     config = load_pretrained_config(init)
     hparams = {
         **config.to_dict(),
@@ -81,10 +82,10 @@ def run(task: str, data: Path, peer: Path, out: Path, dropout: float, steps: int
             eval_steps=10**9,
             save_steps=10**9,
             log_steps=25,
-            seed=int(json.loads((peer / "result.json").read_text())["seed"]),
+            seed=int(theirs["seed"]),
         ),
         {
-            "learning_rate": LEARNING_RATE,
+            "learning_rate": theirs["settings"]["learning_rate"],
             "warmup_proportion": (math.ceil(WARMUP * total) + 0.5) / total,  # rounds down to the peer's steps
             "weight_decay": WEIGHT_DECAY,
         },

@@ -331,6 +331,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=Settings.dropout)
     parser.add_argument("--epochs", type=int, help="passes over the training rows; default: the task's")
     parser.add_argument("--batch-size", type=int, default=Settings.batch_size)
+    parser.add_argument("--learning-rate", type=float, default=Settings.learning_rate, help="its maximum")
     parser.add_argument("--rows", type=int, help="only so many rows of train; not for SQuAD")
     parser.add_argument("--steps", type=int, help="end after so many steps of the schedule")
     parser.add_argument("--threads", type=int, default=2)
@@ -369,7 +370,10 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         task = make_task(args.task, folder, args.rows)
         settings = Settings(
-            batch_size=args.batch_size, num_epochs=args.epochs or task.num_epochs, dropout=args.dropout
+            batch_size=args.batch_size,
+            num_epochs=args.epochs or task.num_epochs,
+            learning_rate=args.learning_rate,
+            dropout=args.dropout,
         )
         results.append(result := run(task, args.data, folder, settings, seed, args.steps))
         metrics = [f"{name} {value:.4f}" for name, value in result.items() if name.startswith("dev_")]

@@ -20,11 +20,13 @@ from ernie.tokenizing import load_tokenizer
 from propeller import processor as processors
 from propeller.bundle import read_bundle
 from propeller.data import pad_batch
-from propeller.errors import ConfigError, DataError, ExportError
+from propeller.errors import BadRequest, ConfigError, DataError, ExportError
 from propeller.paddle import ArraySpec, Model, Predictor, stream
 from propeller.paddle.runtime import paddle
 from propeller.paddle.train.exporter import export_bundle
 from propeller.processor import Processor, register_processor
+from propeller.service.layout import Layout
+from propeller.service.wire import Request
 from propeller.types import HParams, RunConfig, RunMode
 
 TEXTS = ["the cat sat", "a dog ran on the mat", "", "un\x00happy", "猫 " * 40, "\ud800", "\u1680"]
@@ -164,6 +166,40 @@ class TestBadInputs:
                 else:
                     assert answer["probability"] == pytest.approx(wanted[place]["probability"], abs=1e-6)
 
+    def test_one_text_for_a_model_of_pairs(self, pipeline, folder):
+        """As the server and standard input have it; so has a pair for a model of single texts, below."""
+        (line,) = stream.read_lines(io.BytesIO(b"the cat"), pipeline.processor)
+        assert "expected text_a<TAB>text_b, found 1 cells" in str(line[0])
+        layout = Layout("pairs", pipeline.bundle)
+        for given in ("the cat", ("the cat",), {"text_a": "the cat"}):
+            with pytest.raises(DataError, match="expected a text as 'text_b'") as ours:
+                pipeline(given)
+            with pytest.raises(BadRequest, match="expected a text as 'text_b'") as servers:
+                layout.prepare(Request("r1", raws=[given]))
+            assert str(ours.value) == str(servers.value)
+
+    def test_a_pair_for_a_model_of_single_texts(self, pipeline, monkeypatch):
+        monkeypatch.setattr(pipeline.processor, "pair", False)
+        (line,) = stream.read_lines(io.BytesIO(b"the cat\tdog"), pipeline.processor)
+        assert "expected one text without a tab, found 2 cells" in str(line[0])
+        for given in (("the cat", "dog"), {"text_a": "the cat", "text_b": "dog"}):
+            with pytest.raises(DataError, match="^The model takes one text, .*: text_b is 'dog'"):
+                pipeline(given)
+        with pytest.raises(DataError, match=r"^inputs\[1\]: The model takes one text"):
+            pipeline(["the cat", ("the cat", "dog")])
+        assert pipeline("the cat") == pipeline({"text_a": "the cat", "text_b": None})
+
+    def test_what_no_task_foresaw(self, pipeline, monkeypatch):
+        """The input is named, and what was raised is its cause."""
+        monkeypatch.setattr(
+            pipeline.processor, "raw_of", lambda value: {"text_a": value[0].strip(), "text_b": "dog"}
+        )
+        good, *bad = pipeline([("a",), (5,), ()], return_errors=True)
+        assert good["label"] in ("no", "yes") and [type(answer) for answer in bad] == [DataError] * 2
+        with pytest.raises(DataError, match=r"^inputs\[1\]: .*AttributeError: 'int' object") as caught:
+            list(pipeline.stream([("a",), (5,)]))
+        assert isinstance(caught.value.__cause__.__cause__, AttributeError)
+
     def test_one_bad_input(self, pipeline):
         with pytest.raises(DataError, match="^(?!inputs)"):
             pipeline({"text_b": "x"})
@@ -262,7 +298,7 @@ def test_a_task_with_windows(tmp_path, monkeypatch):
     assert [answer["letters"] for answer in answers] == [len(text.replace(" ", "")) for text in texts]
     assert [answer["at"] for answer in answers] == [[*range(0, 1 + t.count(" "), 5)] for t in texts]
     assert [*pipeline.stream(texts)] == answers
-    with pytest.raises(DataError, match=r"inputs\[1\]: The answer could not be made: LookupError"):
+    with pytest.raises(DataError, match=r"inputs\[1\]: .* not be answered \(LookupError: no answer\)"):
         pipeline(["x", {"text_a": "x", "fail": True}])
 
 

@@ -97,7 +97,7 @@ class TestOneLineForEach:
                 assert answer.startswith("#error\t") and len(answer.split("\t")) == 2
         assert answers[4] == "#error\texpected one text without a tab, found 2 cells"
         assert answers[5].startswith("#error\tline 6 is not UTF-8 (")
-        assert "2 lines could not be read" in result.err
+        assert "2 lines could not be answered" in result.err
 
     def test_jsonl_strict(self, call, bundle):
         result = call("--do_predict", "--bundle", bundle, "--format", "jsonl", "--strict", stdin=MIXED)
@@ -162,7 +162,7 @@ class TestProcess:
         """It was moved, the command knows neither vocabulary nor data, the locale knows no Chinese."""
         folder = shutil.copytree(bundle, tmp_path / "moved")
         description = json.loads((folder / "bundle.json").read_text("utf-8"))
-        description["processor"]["settings"]["labels"] = ["差评", "好评"]
+        description["processor"]["settings"]["labels"] = ["差评", "好评\ud83d"]  # half a character
         (folder / "bundle.json").write_text(json.dumps(description), "utf-8")
         (tmp_path / "elsewhere").mkdir()
         result = shell(
@@ -173,7 +173,7 @@ class TestProcess:
             HOME=str(tmp_path / "nobody"),
         )
         assert (result.code, result.err) == (0, "")
-        assert [json.loads(line)["label"] for line in result.out.splitlines()] == ["好评", "差评"]
+        assert [json.loads(line)["label"] for line in result.out.splitlines()] == ["好评\ud83d", "差评"]
         assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "moved"]
         assert not any((tmp_path / "elsewhere").iterdir())
 

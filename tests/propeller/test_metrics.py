@@ -32,7 +32,10 @@ from propeller.metrics import (
     Precision,
     Recall,
     Spearman,
+    check_names,
+    compute_all,
 )
+from propeller.metrics.base import label_columns
 
 property_test = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
@@ -575,3 +578,34 @@ def test_a_metric_of_ones_own_counts() -> None:
             return float(correct[1:].sum() / max(1, labels[1:].sum()))
 
     assert value(MicroRecallOfTail(), [0, 1, 2, 0], [0, 1, 2, 2]) == pytest.approx(2 / 3)
+
+
+class Named(Mean):
+    """Values that name themselves."""
+
+    def __init__(self, *names: str):
+        super().__init__("loss")
+        self.names = names
+
+    def compute(self) -> Any:
+        return dict.fromkeys(self.names, np.float32(0.5))
+
+
+def test_names_of_an_evaluation() -> None:
+    values = compute_all({"x": Named("p@1", "mrr"), "acc": Acc()})
+    assert list(values) == ["p@1", "mrr", "acc"] and type(values["mrr"]) is float
+    for name in ("loss", "n"):
+        with pytest.raises(ConfigError, match=f"cannot be called '{name}'"):
+            compute_all({"x": Named(name)})
+        with pytest.raises(ConfigError, match=f"cannot be called '{name}'"):
+            check_names({"acc": Acc(), name: Acc()})
+    check_names({"acc": Acc()})
+    with pytest.raises(ConfigError, match="Two metrics give a value called 'acc'"):
+        compute_all({"x": Named("acc"), "acc": Acc()})
+
+
+def test_labels_of_a_batch() -> None:
+    columns = {"a": 1, "b": 2, "ids": 3}
+    assert label_columns(("a",), columns) == label_columns(("a", "c"), columns) == 1
+    assert label_columns(("a", "b"), columns) == {"a": 1, "b": 2}
+    assert label_columns((), columns) == label_columns(("c",), columns) == {}

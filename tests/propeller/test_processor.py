@@ -8,12 +8,13 @@ import pytest
 
 from propeller import processor
 from propeller.errors import DataError, ExportError, PropellerError
-from propeller.processor import Processor, find_processor, register_processor, windows_each
+from propeller.processor import Processor, as_answer, find_processor, register_processor, windows_each
 
 
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch):
     monkeypatch.setattr(processor, "_registered", {})
+    monkeypatch.setattr(processor, "_logged", set())
 
 
 def make(name):
@@ -105,10 +106,69 @@ def test_good_examples_are_prepared_in_one_call():
     assert windows_each(cls(), []) == []
 
 
-def test_a_programming_error_is_not_an_answer():
-    for raws in ([{"y": 1}], [{"x": 3}, {"y": 1}]):
-        with pytest.raises(KeyError):
-            windows_each(make("doubling")(), raws)
+def test_an_unforeseen_error_is_the_answer_to_one_input_and_logged_once(caplog):
+    """It may be a bug: the answer names it, and its traceback is seen, but not a million times."""
+    raws = [{"x": 2}, {"y": 1}, {"x": "a"}, {"x": 3}, *[{"x": 4}] * 9, {"y": 2}]
+    results = windows_each(make("doubling")(), raws)
+    assert [str(result) for result in results if isinstance(result, PropellerError)] == [
+        "This input could not be answered (KeyError: 'x').",
+        "This input could not be answered (TypeError: not all arguments converted during string formatting).",
+        "odd: [3]",
+        "This input could not be answered (KeyError: 'x').",
+    ]
+    assert results[0] == [{"x": 4}] and results[4:13] == [[{"x": 8}]] * 9
+    assert isinstance(results[1].__cause__, KeyError)
+    assert [record.exc_info[0] for record in caplog.records] == [KeyError, TypeError]
+    assert 'if any(raw["x"] % 2 for raw in raws)' in caplog.text
+
+
+def test_what_wants_to_end_the_process_does():
+    class Quitting(make("quitting")):
+        def prepare(self, raws):
+            raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        windows_each(Quitting(), [{"x": 2}])
+
+
+@pytest.mark.parametrize("windows", [[], [[]], [[{"x": 1}]] * 3])
+def test_windows_must_be_those_of_the_examples(windows):
+    class Odd(make("odd")):
+        def windows(self, raws):
+            return windows
+
+    (result,) = windows_each(Odd(), [{"x": 2}])
+    assert str(result).startswith(f"The processor 'odd' made {[*map(len, windows)]} windows of 1 examples;")
+
+
+def test_an_error_without_text_or_with_much():
+    for error, words in (
+        (ValueError(), "(ValueError())."),
+        (RuntimeError("head\n" + "x" * 500 + "\n tail"), "xxx tail)."),
+    ):
+        answer = as_answer(error)
+        assert isinstance(answer, DataError) and str(answer).endswith(words) and len(str(answer)) < 400
+        assert type(error).__name__ in str(answer) and answer.__cause__ is error
+    assert as_answer(answer) is answer
+
+
+class TestRaws:
+    def test_what_people_write(self):
+        processor = make("doubling")()
+        assert processor.raw_of("a") == processor.raw_of(("a",)) == {"text_a": "a"}
+        assert processor.raw_of(("a", "b")) == processor.raw_of(["a", "b"]) == {"text_a": "a", "text_b": "b"}
+        raw = {"x": 1, "text_b": "b"}
+        assert processor.raw_of(raw) is raw
+
+    def test_a_pair_for_a_task_of_single_texts(self):
+        class Single(make("single")):
+            pair = False
+
+        for given in (("a", "b"), ["a", "b"], {"text_a": "a", "text_b": "b"}):
+            with pytest.raises(DataError, match="takes one text, this is a pair: text_b is 'b'. Leave"):
+                Single().raw_of(given)
+        for given in ("a", ("a",), {"text_a": "a"}, {"text_a": "a", "text_b": None}):
+            assert Single().raw_of(given)["text_a"] == "a"
 
 
 def test_a_processor_must_be_complete():

@@ -11,10 +11,11 @@ from typing import Any
 
 from propeller.data import Dataset
 from propeller.errors import DataError
-from propeller.metrics import Metric, compute_all
+from propeller.metrics import Metric, check_names, compute_all
+from propeller.metrics.base import label_columns
 from propeller.paddle.distributed import Ranks
 from propeller.paddle.runtime import paddle
-from propeller.paddle.train.model import Batch, Model, label_columns, run_loss, to_numpy
+from propeller.paddle.train.model import Batch, Model, run_loss, to_numpy
 from propeller.types import RunMode
 
 log = logging.getLogger("propeller")
@@ -79,6 +80,7 @@ def evaluate(
         CutShort: `stop` said so, on any rank.
     """
     metrics = model.metrics()
+    check_names(metrics)
     total, weight, count = 0.0, 0.0, 0
     before, model.mode = model.mode, RunMode.EVAL
     cut_short = False
@@ -93,7 +95,7 @@ def evaluate(
                 batch_total, batch_weight = run_loss(model, predictions, batch)
                 total, weight = total + batch_total.item(), weight + batch_weight
                 count += batch.num_examples
-                outputs, labels = to_numpy(predictions), label_columns(model, columns)
+                outputs, labels = to_numpy(predictions), label_columns(model.label_names, columns)
                 for metric in metrics.values():
                     metric.update(outputs, labels, columns)
     finally:

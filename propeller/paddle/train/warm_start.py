@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from propeller.paddle.train.model import Model
 from propeller.types import WarmStartSetting
 
 log = logging.getLogger("propeller")
+
+# Names of tensors in a line of the log; an encoder has hundreds.
+_SHOWN = 5
 
 
 def warm_start(model: Model, setting: WarmStartSetting) -> None:
@@ -57,10 +60,15 @@ def warm_start(model: Model, setting: WarmStartSetting) -> None:
     log.info(
         "warm start: %d tensors loaded: %s; new: %s; left over: %s",
         len(loaded),
-        ", ".join(loaded),
-        ", ".join(new) or "none",
-        ", ".join(left) or "none",
+        *(_some(names) for names in (list(loaded), new, left)),
     )
+    log.debug("warm start: all tensors loaded: %s; new: %s; left over: %s", list(loaded), new, left)
+
+
+def _some(names: Sequence[str]) -> str:
+    if len(names) > _SHOWN:
+        return f"{', '.join(names[:_SHOWN])} and {len(names) - _SHOWN} more, all named at log level DEBUG"
+    return ", ".join(names) or "none"
 
 
 def _read_tensors(path: Path) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from ernie.config import ErnieConfig
-from ernie.pretrained import load_pretrained_state, save_pretrained_state
+from ernie.pretrained import save_pretrained_state
 from ernie.tasks.arguments import DataFiles, argument_parser
 from ernie.tasks.classification import ClassificationProcessor
 from ernie.tasks.finetuning import (
@@ -25,7 +25,6 @@ from ernie.tasks.finetuning import (
     count_steps,
     resolve_model,
     step_batch_size,
-    warm_start_setting,
     with_max_steps,
     with_precision,
 )
@@ -33,7 +32,7 @@ from ernie.tasks.training import Training
 from ernie.tokenizing import load_tokenizer
 from propeller.config import parse_hparam
 from propeller.data import Dataset
-from propeller.errors import CheckpointError, ConfigError
+from propeller.errors import ConfigError
 from propeller.paddle import distributed
 from propeller.paddle.distributed import Ranks
 from propeller.types import HParams, RunConfig
@@ -259,27 +258,6 @@ class TestResolveModel:
         flags = ("--warm_start_from", pretrained, "--vocab_file", other, "--max_seqlen", 9)
         with pytest.raises(ConfigError, match="The vocabulary pads with id 4, the model with pad_token_id 0"):
             resolve_model(parse(*flags), HParams())
-
-
-class TestWarmStart:
-    def test_names_of_the_encoder_and_a_new_head(self, pretrained):
-        setting = warm_start_setting(str(pretrained))
-        assert setting.new == ("head.*",)
-        tensors = setting.source()
-        assert tensors.keys() == {"encoder.embeddings.word.weight"}
-        _, state = load_pretrained_state(pretrained)
-        np.testing.assert_array_equal(
-            tensors["encoder.embeddings.word.weight"], state["embeddings.word.weight"]
-        )
-
-    def test_is_read_only_when_needed(self, pretrained):
-        setting = warm_start_setting(str(pretrained))
-        shutil.rmtree(pretrained)
-        with pytest.raises(CheckpointError, match="is not a folder"):
-            setting.source()
-
-    def test_none(self):
-        assert warm_start_setting(None) is None
 
 
 class TestBatches:

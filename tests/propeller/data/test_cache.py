@@ -179,6 +179,7 @@ def test_prepare_may_give_more_or_fewer_examples(tmp_path, cache_dir):
         columns().build_dataset("x", data_dir=path, prepare=lambda rows: [], cache_dir=cache_dir)
 
 
+@pytest.mark.parametrize("one_each", [True, False])
 @pytest.mark.parametrize(
     "prepare, message",
     [
@@ -188,22 +189,31 @@ def test_prepare_may_give_more_or_fewer_examples(tmp_path, cache_dir):
         ),
         (lambda rows: [{"x": None if row["text_a"] == "text 4" else 1} for row in rows], "'x' is NoneType"),
         (lambda rows: [3 if row["text_a"] == "text 4" else row for row in rows], "an example is int"),
+        (
+            lambda rows: [row | {"x": 1} if row["text_a"] == "text 4" else row for row in rows],
+            r"an example has \['label', 'text_a', 'x'\], those before it \['label', 'text_a'\]",
+        ),
     ],
 )
-def test_a_prepare_that_fails_names_the_line(tmp_path, cache_dir, prepare, message):
+def test_a_prepare_that_fails_names_the_line(tmp_path, cache_dir, prepare, message, one_each):
     path = write(tmp_path / "train.tsv", ["text_a\tlabel", *LINES])
+
+    def prepared(rows):
+        return prepare([row for row in rows if one_each or row["text_a"] != "text 1"])
+
     with pytest.raises(DataError, match=rf"train\.tsv:6: .*{message}"):
-        columns().build_dataset("x", data_dir=path, prepare=prepare, prepare_key="1", cache_dir=cache_dir)
+        columns().build_dataset("x", data_dir=path, prepare=prepared, prepare_key="1", cache_dir=cache_dir)
     assert caches(cache_dir) == []
 
 
-def test_a_prepare_that_fails_on_a_chunk_alone_names_its_first_line(tmp_path, cache_dir):
+def test_a_prepare_that_fails_on_a_chunk_alone_names_its_lines(tmp_path, cache_dir):
     def prepare(rows):
         if len(rows) > 1:
             raise MemoryError("too many")
         return rows
 
-    with pytest.raises(DataError, match=r"train\.tsv:1: .*MemoryError: too many"):
+    where = r"train\.tsv:1: .*MemoryError: too many \(here, or further on up to .*train\.tsv:7\)$"
+    with pytest.raises(DataError, match=where):
         columns().build_dataset(
             "x", data_dir=write(tmp_path / "train.tsv"), prepare=prepare, cache_dir=cache_dir
         )

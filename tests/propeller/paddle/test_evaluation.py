@@ -7,8 +7,8 @@ import pytest
 
 import propeller.paddle as propeller
 from propeller.data import Dataset
-from propeller.errors import CheckpointError, DataError
-from propeller.metrics import Metric
+from propeller.errors import CheckpointError, ConfigError, DataError
+from propeller.metrics import Acc, Metric
 from propeller.paddle.runtime import paddle
 from propeller.types import RunMode
 
@@ -123,6 +123,18 @@ def test_a_batch_without_weight_is_an_error(toy, run_config, train_data):
 
     with pytest.raises(DataError, match="weight 0: there is nothing in it to learn from"):
         propeller.Learner(Weightless, run_config()).train(train_data)
+
+
+def test_a_name_that_is_taken_is_refused_before_anything_is_run(toy, run_config, dev_data):
+    class Clash(toy):
+        def metrics(self):
+            return {"acc": Acc(), "n": Acc()}
+
+        def forward(self, features):
+            raise AssertionError("nothing was to be run")
+
+    with pytest.raises(ConfigError, match="A metric cannot be called 'n': every evaluation has that already"):
+        propeller.Learner(Clash, run_config(), None, RANDOM).evaluate(dev_data)
 
 
 def test_eval_max_steps_and_host_columns(toy, run_config, dev_data):

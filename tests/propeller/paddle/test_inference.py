@@ -250,3 +250,18 @@ def test_devices(folder, caplog):
     assert "does not run on xpu:0: predicting on the CPU" in caplog.text
     with pytest.raises(ConfigError, match="bf16 is for the CPU"):
         propeller.Predictor(folder, device="gpu", bf16=True)
+
+
+@pytest.mark.skipif(paddle.is_compiled_with_cuda(), reason="this Paddle has GPU support")
+@pytest.mark.parametrize("device", ["gpu", "gpu:0", "gpu:x"])
+def test_a_gpu_never_becomes_the_cpu(folder, device):
+    with pytest.raises(ConfigError, match=f"device is '{device}', but this Paddle .* has no GPU support"):
+        propeller.Predictor(folder, device=device)
+
+
+@pytest.mark.parametrize(("device", "cards"), [("gpu:2", 2), ("gpu:x", 1), ("gpu", 0)])
+def test_a_card_that_is_not_there(folder, monkeypatch, device, cards):
+    monkeypatch.setattr(paddle, "is_compiled_with_cuda", lambda: True)
+    monkeypatch.setattr(paddle.device.cuda, "device_count", lambda: cards)
+    with pytest.raises(ConfigError, match=f"device is '{device}', but Paddle sees {cards} cards here"):
+        propeller.Predictor(folder, device=device)

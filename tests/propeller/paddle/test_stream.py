@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import threading
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from propeller import processor as processors
 from propeller.bundle import ArraySpec
 from propeller.errors import DataError, PropellerError
 from propeller.metrics import Metric
@@ -91,6 +93,56 @@ def predictor():
     return Sums()
 
 
+BAD = 77
+
+
+class _BrokenTask(Numbers):
+    """Fails on `BAD` at one step."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def prepare(self, raws):
+        self._fail("windows", any(BAD in raw["ids"] for raw in raws))
+        return super().prepare(raws)
+
+    def finish(self, outputs):
+        is_bad = outputs["logits"][:, 0] == BAD
+        self._fail("finish", is_bad.any())
+        answers = super().finish(outputs)
+        return answers if self.step != "fewer" or not is_bad.any() else answers[1:]
+
+    def join(self, raw, examples, parts):
+        self._fail("join", BAD in raw["ids"])
+        return super().join(raw, examples, parts)
+
+    def parse(self, line):
+        self._fail("parse", line == str(BAD))
+        return super().parse(line)
+
+    def format(self, raw, answer):
+        self._fail("format", BAD in raw["ids"])
+        return super().format(raw, answer)
+
+    def _fail(self, step, is_bad):
+        if self.step == step and is_bad:
+            raise LookupError(step)
+
+
+class _BrokenModel(Sums):
+    """Fails on `BAD` where the step is `predict`."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def predict(self, arrays):
+        if self.step == "predict" and (arrays["input_ids"] == BAD).any():
+            raise LookupError("predict")
+        return super().predict(arrays)
+
+
 class Blocks:
     """A source that gives what a generator yields, a block at a time."""
 
@@ -143,9 +195,36 @@ class TestAnswerAll:
         for place in {*range(40)} - {3, 17}:
             assert answers[place] == good[place]
 
-    def test_programming_errors_are_not_hidden(self, predictor, processor):
-        with pytest.raises(KeyError):
-            stream.answer_all(predictor, processor, [{"id": [1]}])
+    @pytest.mark.parametrize("step", ["windows", "predict", "finish", "fewer", "join"])
+    def test_whatever_is_raised_for_one_harms_no_neighbour(self, step, caplog, monkeypatch):
+        """A bug is seen: the answer names it, the log has its traceback, once."""
+        monkeypatch.setattr(processors, "_logged", set())
+        raws = make_raws(70)
+        wanted = expected(raws)
+        for place in (3, 40):
+            raws[place] = {"ids": [BAD]}
+        answers = stream.answer_all(_BrokenModel(step), _BrokenTask(step), raws)
+        for place, answer in enumerate(answers):
+            if place not in (3, 40):
+                assert answer == wanted[place]
+            elif step == "fewer":
+                assert "gave 0 answers for 1 rows; expected one for each" in str(answer)
+            else:
+                assert str(answer) == f"This input could not be answered (LookupError: {step})."
+                assert isinstance(answer, DataError) and isinstance(answer.__cause__, LookupError)
+        assert [record.exc_info[0] for record in caplog.records] == [LookupError] * (step != "fewer")
+
+    @pytest.mark.parametrize("window", [{"other": 1}, {"input_ids": None}, {"input_ids": [[1], []]}, "abc"])
+    def test_windows_that_are_not_what_the_model_takes(self, predictor, processor, window, monkeypatch):
+        prepare = processor.prepare
+
+        def odd(raws):
+            return [window if BAD in raw["ids"] else prepare([raw])[0] for raw in raws]
+
+        monkeypatch.setattr(processor, "prepare", odd)
+        raws = [*make_raws(3), {"ids": [BAD]}, *make_raws(3)]
+        answers = stream.answer_all(predictor, processor, raws)
+        assert isinstance(answers.pop(3), PropellerError) and answers == expected(make_raws(3)) * 2
 
     def test_real_predictor_equals_the_live_model(self, processor, toy, tmp_path):
         paddle.seed(5)
@@ -275,6 +354,20 @@ class TestPredictLines:
         assert errors == 1
         assert out == '{"logits": [1.0, 1.0, 1.0]}\n{"error": "expected numbers,\\tfound\\n\u2028"}\n'
 
+    @pytest.mark.parametrize("step", ["parse", "windows", "format"])
+    def test_whatever_is_raised_for_a_line_stands_in_its_place(self, predictor, step, caplog, monkeypatch):
+        monkeypatch.setattr(processors, "_logged", set())
+        processor = _BrokenTask(step)
+        out, errors = self.predict(predictor, processor, b"1\n77\n2\n77\n", stream.format_text(processor))
+        problem = f"#error\tThis input could not be answered (LookupError: {step})."
+        assert (out.splitlines(), errors) == (["1 1 1", problem, "2 2 1", problem], 2)
+        assert [record.exc_info[0] for record in caplog.records] == [LookupError]
+
+    def test_an_answer_that_is_no_json(self, predictor, processor, monkeypatch):
+        monkeypatch.setattr(processor, "finish", lambda outputs: [{"a": {1, 2}} for _ in outputs["logits"]])
+        out, errors = self.predict(predictor, processor, b"1\n", stream.format_jsonl)
+        assert errors == 1 and json.loads(out)["error"]
+
     def test_is_flushed_before_more_is_read(self, predictor, processor):
         """Somebody who waits for an answer before he asks again gets it."""
         ours, theirs = os.pipe()
@@ -308,7 +401,7 @@ class _Picky(Sums):
         return super().predict(arrays)
 
 
-def test_a_batch_that_fails_is_answered_one_by_one(processor):
+def test_a_batch_that_fails_is_answered_in_parts(processor):
     raws = [{"ids": [number]} for number in (1, 31, 2)]
     answers = stream.answer_all(_Picky(), processor, raws)
     assert isinstance(answers[1], DataError) and "id 31" in str(answers[1])
@@ -388,7 +481,7 @@ class TestWindows:
         wanted = self.expected(raws)
         raws[7] = {"ids": [1] * 40}
         answers = stream.answer_all(predictor, Cut(), raws)
-        assert isinstance(answers[7], DataError) and "IndexError('list index" in str(answers[7])
+        assert isinstance(answers[7], DataError) and "(IndexError: list index" in str(answers[7])
         assert answers[:7] + answers[8:] == wanted[:7] + wanted[8:]
 
     def test_a_window_that_fails_fails_its_example_alone(self):

@@ -132,6 +132,17 @@ def test_mapping_predicate_and_new(model, tensors, weights_of, caplog):
     ]
 
 
+def test_of_many_names_the_log_tells_the_first(model, tensors, caplog):
+    extra = {f"mlm.{number}": np.zeros(1, np.float32) for number in range(10, 25)}
+    with caplog.at_level("DEBUG", logger="propeller"):
+        warm_start(model, WarmStartSetting(lambda: {**tensors, **extra}))
+    short, whole = caplog.records
+    assert short.levelname == "INFO" and short.getMessage().endswith(
+        "; left over: mlm.10, mlm.11, mlm.12, mlm.13, mlm.14 and 10 more, all named at log level DEBUG"
+    )
+    assert whole.levelname == "DEBUG" and all(name in whole.getMessage() for name in [*tensors, *extra])
+
+
 def test_new_is_loaded_where_it_fits(model, tensors, weights_of, assert_same_bits):
     """`new` allows a difference, it does not ask for one."""
     warm_start(model, WarmStartSetting(lambda: tensors, new=("out.*",)))
