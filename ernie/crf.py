@@ -17,20 +17,18 @@ Shapes: B rows, S positions, L labels; U units of the row that has most of them.
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import numpy as np
 import numpy.typing as npt
 
-from propeller.errors import ConfigError
-from propeller.types import HParams
+from propeller.types import HParamsGroup
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True)
-class CrfSettings:
+class CrfSettings(HParamsGroup):
     """Whether there is a CRF, and how it is trained, as hyper-parameters name it.
 
     Attributes:
@@ -46,26 +44,8 @@ class CrfSettings:
     crf_learning_rate: float = 5e-3
 
     def __post_init__(self) -> None:
-        if self.use_crf not in (True, False):  # 0 and 1 are equal to these
-            raise ConfigError(f"use_crf must be true or false, got {self.use_crf!r}.")
-        object.__setattr__(self, "use_crf", bool(self.use_crf))
-        rate = self.crf_learning_rate
-        if type(rate) not in (int, float) or not 0 < rate < math.inf:
-            raise ConfigError(f"crf_learning_rate must be a number above 0, got {rate!r}.")
-
-    @classmethod
-    def keys(cls) -> list[str]:
-        """The hyper-parameters read here."""
-        return [field.name for field in dataclasses.fields(cls)]
-
-    @classmethod
-    def of(cls, hparams: HParams) -> CrfSettings:
-        """Takes what is given, and the defaults for the rest.
-
-        Raises:
-            ConfigError: a value that cannot be used.
-        """
-        return cls(**{key: hparams[key] for key in cls.keys() if key in hparams})
+        super().__post_init__()
+        self.check_above_0("crf_learning_rate")
 
 
 def decode(emissions: npt.ArrayLike, is_unit: npt.ArrayLike, table: npt.ArrayLike) -> tuple[Ints, Floats]:

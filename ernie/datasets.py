@@ -36,7 +36,7 @@ from ernie.tasks.glue import TASKS, Task
 from ernie.tasks.mrc_files import read_mrc
 from ernie.tasks.ner_files import read_ner
 from ernie.tasks.ranking_files import read_ranking
-from propeller.data import Dataset, DatasetReader, IterDataset, MapDataset, load_dataset, register_reader
+from propeller.data import Dataset, DatasetReader, IterDataset, MapDataset, load_dataset
 from propeller.errors import DataError, did_you_mean
 from propeller.processor import Raw
 
@@ -44,7 +44,7 @@ __all__ = ["READERS", "IterDataset", "MapDataset", "load_dataset"]
 
 _SPLITS: Mapping[str, Sequence[str]] = {"train": ["train"], "dev": ["dev"], "test": ["test"]}
 _BINARY = ("0", "1")
-_TNEWS = tuple(str(code) for code in range(100, 117) if code not in (105, 111))
+_TNEWS_CODES = tuple(str(code) for code in range(100, 117) if code not in (105, 111))
 _MSRA = ("B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "O")
 _WEIBO = tuple(
     f"{place}-{kind}.{form}"
@@ -171,118 +171,100 @@ def _files(
 _TEXT = {"text_a": "text", "label": "label"}
 _PAIR = {"text_a": "sentence1", "text_b": "sentence2", "label": "label"}
 
-chnsenticorp = _classification(_files(["chnsenticorp", "ChnSentiCorp"], _SPLITS), _TEXT, _BINARY)
-thuc = _classification(_files(["thuc", "THUC", "thucnews", "THUCNews"], _SPLITS), _TEXT, None)
-tnews = _classification(
-    _files(["tnews", "tnews_public"], {**_SPLITS, "test": ["test", "test1.1", "test1.0"]}, ".json"),
-    {"text_a": "sentence", "label": "label"},
-    _TNEWS,
+_AFQMC = _classification(_files(["afqmc", "afqmc_public"], _SPLITS, ".json"), _PAIR, _BINARY)
+_BQ = _classification(_files(["bq", "BQ", "bq_corpus"], _SPLITS), _PAIR, _BINARY)
+_DBQA = DatasetReader(_read_candidates, _files(["dbqa", "nlpcc-dbqa", "nlpcc_dbqa"], _SPLITS))
+_DUREADER = DatasetReader(
+    _read_questions,
+    _files(["dureader", "dureader_robust", "dureader_robust-data", "dureader_checklist"], _SPLITS, ".json"),
 )
-lcqmc = _classification(
-    _files(["lcqmc", "LCQMC"], _SPLITS), {"text_a": "query", "text_b": "title", "label": "label"}, _BINARY
-)
-bq = _classification(_files(["bq", "BQ", "bq_corpus"], _SPLITS), _PAIR, _BINARY)
-afqmc = _classification(_files(["afqmc", "afqmc_public"], _SPLITS, ".json"), _PAIR, _BINARY)
-ocnli = _classification(
+_OCNLI = _classification(
     _files(["ocnli", "ocnli_public"], {**_SPLITS, "train": ["train", "train.50k"]}, ".json"),
     _PAIR,
     ("entailment", "contradiction", "neutral"),
 )
-xnli = _classification(
-    _files(["xnli", "XNLI"], TASKS["xnli"].files or _SPLITS),
-    {"text_a": "premise", "text_b": "hypothesis", "label": "label"},
-    TASKS["xnli"].labels,
-    TASKS["xnli"].layout,
+_THUC = _classification(_files(["thuc", "THUC", "thucnews", "THUCNews"], _SPLITS), _TEXT, None)
+_TNEWS = _classification(
+    _files(["tnews", "tnews_public"], {**_SPLITS, "test": ["test", "test1.1", "test1.0"]}, ".json"),
+    {"text_a": "sentence", "label": "label"},
+    _TNEWS_CODES,
 )
-glue = {name: _glue(task) for name, task in TASKS.items() if name != "xnli"}
-clue = {"afqmc": afqmc, "ocnli": ocnli, "tnews": tnews}
-
-msra_ner = _tagging(_files(["msra_ner", "MSRA_NER"], _SPLITS), _MSRA)
-weibo_ner = _tagging(
-    {split: [f"weibo_ner/weiboNER_2nd_conll.{split}", f"weibo_ner/{split}.txt"] for split in _SPLITS}, _WEIBO
-)
-conll = _tagging(
-    {
-        split: [f"{folder}/{name}" for folder in ("conll", "conll2003", "conll03") for name in names]
-        for split, names in {
-            "train": ("train.txt", "eng.train"),
-            "dev": ("dev.txt", "valid.txt", "eng.testa"),
-            "test": ("test.txt", "eng.testb"),
-        }.items()
-    },
-    None,
-)
-
-cmrc2018 = DatasetReader(
-    _read_questions,
-    _files(
-        ["cmrc2018"],
-        {split: [f"cmrc2018_{split}", split] for split in (*_SPLITS, "trial")},
-        ".json",
-    ),
-)
-drcd = DatasetReader(
-    _read_questions,
-    _files(
-        ["drcd", "DRCD"],
-        {"train": ["DRCD_training", "train"], "dev": ["DRCD_dev", "dev"], "test": ["DRCD_test", "test"]},
-        ".json",
-    ),
-)
-squad = DatasetReader(
-    _read_questions,
-    _files(
-        ["squad", "SQuAD"],
-        {
-            "train": ["train-v1.1", "train-v2.0", "train"],
-            "dev": ["dev-v1.1", "dev-v2.0", "dev"],
-            "train_v1": ["train-v1.1"],
-            "dev_v1": ["dev-v1.1"],
-            "train_v2": ["train-v2.0"],
-            "dev_v2": ["dev-v2.0"],
-        },
-        ".json",
-    ),
-)
-dureader = DatasetReader(
-    _read_questions,
-    _files(["dureader", "dureader_robust", "dureader_robust-data", "dureader_checklist"], _SPLITS, ".json"),
-)
-
-wikiqa = DatasetReader(
-    _read_candidates,
-    {
-        split: [f"wikiqa/{split}.tsv", f"WikiQA/{split}.tsv", f"WikiQACorpus/WikiQA-{split}.tsv"]
-        for split in _SPLITS
-    },
-)
-dbqa = DatasetReader(_read_candidates, _files(["dbqa", "nlpcc-dbqa", "nlpcc_dbqa"], _SPLITS))
 
 READERS: dict[str, DatasetReader | Mapping[str, DatasetReader]] = {
-    "afqmc": afqmc,
-    "bq": bq,
-    "bq_corpus": bq,
-    "chnsenticorp": chnsenticorp,
-    "clue": clue,
-    "cmrc2018": cmrc2018,
-    "conll": conll,
-    "dbqa": dbqa,
-    "drcd": drcd,
-    "dureader": dureader,
-    "dureader_robust": dureader,
-    "glue": glue,
-    "lcqmc": lcqmc,
-    "msra_ner": msra_ner,
-    "nlpcc_dbqa": dbqa,
-    "ocnli": ocnli,
-    "squad": squad,
-    "thuc": thuc,
-    "thucnews": thuc,
-    "tnews": tnews,
-    "weibo_ner": weibo_ner,
-    "wikiqa": wikiqa,
-    "xnli": xnli,
+    "afqmc": _AFQMC,
+    "bq": _BQ,
+    "bq_corpus": _BQ,
+    "chnsenticorp": _classification(_files(["chnsenticorp", "ChnSentiCorp"], _SPLITS), _TEXT, _BINARY),
+    "clue": {"afqmc": _AFQMC, "ocnli": _OCNLI, "tnews": _TNEWS},
+    "cmrc2018": DatasetReader(
+        _read_questions,
+        _files(["cmrc2018"], {split: [f"cmrc2018_{split}", split] for split in (*_SPLITS, "trial")}, ".json"),
+    ),
+    "conll": _tagging(
+        {
+            split: [f"{folder}/{name}" for folder in ("conll", "conll2003", "conll03") for name in names]
+            for split, names in {
+                "train": ("train.txt", "eng.train"),
+                "dev": ("dev.txt", "valid.txt", "eng.testa"),
+                "test": ("test.txt", "eng.testb"),
+            }.items()
+        },
+        None,
+    ),
+    "dbqa": _DBQA,
+    "drcd": DatasetReader(
+        _read_questions,
+        _files(
+            ["drcd", "DRCD"],
+            {"train": ["DRCD_training", "train"], "dev": ["DRCD_dev", "dev"], "test": ["DRCD_test", "test"]},
+            ".json",
+        ),
+    ),
+    "dureader": _DUREADER,
+    "dureader_robust": _DUREADER,
+    "glue": {name: _glue(task) for name, task in TASKS.items() if name != "xnli"},
+    "lcqmc": _classification(
+        _files(["lcqmc", "LCQMC"], _SPLITS),
+        {"text_a": "query", "text_b": "title", "label": "label"},
+        _BINARY,
+    ),
+    "msra_ner": _tagging(_files(["msra_ner", "MSRA_NER"], _SPLITS), _MSRA),
+    "nlpcc_dbqa": _DBQA,
+    "ocnli": _OCNLI,
+    "squad": DatasetReader(
+        _read_questions,
+        _files(
+            ["squad", "SQuAD"],
+            {
+                "train": ["train-v1.1", "train-v2.0", "train"],
+                "dev": ["dev-v1.1", "dev-v2.0", "dev"],
+                "train_v1": ["train-v1.1"],
+                "dev_v1": ["dev-v1.1"],
+                "train_v2": ["train-v2.0"],
+                "dev_v2": ["dev-v2.0"],
+            },
+            ".json",
+        ),
+    ),
+    "thuc": _THUC,
+    "thucnews": _THUC,
+    "tnews": _TNEWS,
+    "weibo_ner": _tagging(
+        {split: [f"weibo_ner/weiboNER_2nd_conll.{split}", f"weibo_ner/{split}.txt"] for split in _SPLITS},
+        _WEIBO,
+    ),
+    "wikiqa": DatasetReader(
+        _read_candidates,
+        {
+            split: [f"wikiqa/{split}.tsv", f"WikiQA/{split}.tsv", f"WikiQACorpus/WikiQA-{split}.tsv"]
+            for split in _SPLITS
+        },
+    ),
+    "xnli": _classification(
+        _files(["xnli", "XNLI"], TASKS["xnli"].files or _SPLITS),
+        {"text_a": "premise", "text_b": "hypothesis", "label": "label"},
+        TASKS["xnli"].labels,
+        TASKS["xnli"].layout,
+    ),
 }
-
-for _name, _reader in READERS.items():
-    register_reader(_name, _reader)
+"""What `load_dataset` knows by name: the entry point of this package."""

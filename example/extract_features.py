@@ -26,7 +26,7 @@ from ernie.tasks.classification_files import Layout, read_classification
 from ernie.tasks.embedding import EmbeddingProcessor
 from ernie.tasks.pooling import EmbeddingSettings
 from propeller import cli
-from propeller.data.sources import decode_line
+from propeller.data import decode_line
 from propeller.errors import ConfigError, DataError
 from propeller.processor import Raw
 from propeller.types import HParams

@@ -54,7 +54,8 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
     for name in data.unlabelled:
         log.info("%s has no labels and is left out", name)
     sets = {name: finetuning.prepared(name, path, processor, args) for name, path in data.labelled.items()}
-    log.info("data:\n%s", data_report(sets, texts=data.texts(), processor=processor))
+    if log.isEnabledFor(logging.INFO):  # it reads all data, and of several ranks only the first tells
+        log.info("data:\n%s", data_report(sets, texts=data.texts(), processor=processor))
 
     from ernie.tasks.classification_model import ClassificationModel
 

@@ -8,7 +8,8 @@
     cat lines | python example/finetune_mrc.py --do_predict --bundle output/best/inference
 
 A line is `question<TAB>context`, or a JSON object with these two. The predictions for dev lie in
-`model_dir/best/` at the end of training.
+`model_dir/best/` at the end of training. Where questions may have no answer, as in SQuAD 2.0, the model is
+chosen by the f1 that the best threshold gives on dev, and its bundle answers by that threshold.
 """
 
 from __future__ import annotations
@@ -17,25 +18,27 @@ import argparse
 import dataclasses
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ernie.tasks import finetuning, predicting
 from ernie.tasks.arguments import DataFiles, argument_parser, column_names
-from ernie.tasks.mrc import SCORES, MrcProcessor, best_texts, is_chinese, is_labelled, is_trainable
+from ernie.tasks.mrc import SCORES, MrcProcessor, is_chinese, is_labelled, is_trainable
 from ernie.tasks.mrc_files import read_mrc
 from ernie.tasks.mrc_predictions import answer_questions, write_predictions
-from ernie.tasks.mrc_scores import find_null_threshold
 from ernie.tasks.mrc_spans import SpanSearch
+from ernie.tasks.mrc_threshold import Answered, tune_null_threshold
 from propeller import cli
 from propeller.bundle import Bundle, read_bundle
 from propeller.config import parse_runconfig
-from propeller.data import Dataset
-from propeller.data.cache import source_files
+from propeller.data import Dataset, source_files
 from propeller.errors import ConfigError, DataError
-from propeller.processor import Raw
+from propeller.processor import Answer, Raw
 from propeller.types import HParams, RunConfig
+
+if TYPE_CHECKING:
+    from propeller.paddle.inference import Predictor
 
 log = logging.getLogger("ernie")
 
@@ -53,7 +56,9 @@ def main() -> int:
     group.add_argument("--max_query_length", type=int, default=64, help="tokens a question is cut to")
     group.add_argument("--n_best_size", type=int, help="answers that are kept; default: 20")
     group.add_argument("--max_answer_length", type=int, help="tokens; default: 30, with the score cmrc 100")
-    group.add_argument("--null_score_diff_threshold", type=float, help="no answer beyond this; default: 0")
+    group.add_argument(
+        "--null_score_diff_threshold", type=float, help="no answer beyond this; default: the best on dev"
+    )
     group.add_argument("--score", choices=SCORES, help="default: cmrc for Chinese texts, else squad")
     group.add_argument("--predict_file", metavar="FILE", help="questions for --do_predict, as --train_set")
     group.add_argument("--output_dir", metavar="DIR", help="where the predictions for --predict_file go")
@@ -71,7 +76,7 @@ def main() -> int:
     if args.output_dir is None:
         raise ConfigError("--predict_file needs --output_dir, the folder for the predictions.")
     check_writable(Path(args.output_dir))
-    cli.setup_logging()
+    cli.setup_logging(args.verbose)
     predict(args, parse_runconfig(args))
     return 0
 
@@ -108,7 +113,7 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
         MrcModel, args, run_config, hparams, config=config, processor=processor, sets=sets
     )
     if folder is not None:
-        answer(read_bundle(folder), processor, read(files.dev), folder.parent, device=run_config.device)
+        finish(folder, processor, found, device=run_config.device)
         if args.dev_predictions:
             predicting.write_predictions(args.dev_predictions, folder, read(files.dev))
 
@@ -148,6 +153,19 @@ def prepared(name: str, path: Path, processor: MrcProcessor, args: argparse.Name
     )
 
 
+def finish(bundle: Path, processor: MrcProcessor, files: Mapping[str, Path], *, device: str | None) -> None:
+    """Tunes the threshold of the exported model, unless one was given, and writes its predictions for dev."""
+    names = ("dev", "test") if processor.seeks_null_threshold else ("dev",)
+    predictor = load(read_bundle(bundle), device)
+    sets = {name: answered(predictor, processor, files[name]) for name in names if name in files}
+    if processor.seeks_null_threshold:
+        processor = tune_null_threshold(bundle, sets)
+    for name, (raws, answers) in sets.items():
+        log_scores(name, processor, raws, answers)
+    raws, answers = sets["dev"]
+    write_predictions(bundle.parent, raws, list(map(processor.search.choose, answers)))
+
+
 def predict(args: argparse.Namespace, run_config: RunConfig) -> None:
     """Answers the questions of a file by the exported model."""
     bundle = read_bundle(args.bundle or Path(run_config.model_dir) / "best" / "inference")
@@ -161,8 +179,10 @@ def predict(args: argparse.Namespace, run_config: RunConfig) -> None:
         "score": args.score or exported.score,
     }
     processor = MrcProcessor(exported.tokenizer, **{**exported.settings, **changes})
-    raws, folder = read(Path(args.predict_file)), Path(args.output_dir)
-    answer(bundle, processor, raws, folder, device=run_config.device, bf16=args.bf16)
+    predictor = load(bundle, run_config.device, bf16=args.bf16)
+    raws, answers = answered(predictor, processor, Path(args.predict_file))
+    write_predictions(Path(args.output_dir), raws, answers)
+    log_scores(args.predict_file, processor, raws, answers)
 
 
 def check_writable(folder: Path) -> None:
@@ -179,38 +199,26 @@ def check_writable(folder: Path) -> None:
         raise ConfigError(f"--output_dir {folder} cannot be written to.")
 
 
-def answer(
-    bundle: Bundle,
-    processor: MrcProcessor,
-    raws: Iterable[Raw],
-    folder: Path,
-    *,
-    device: str | None,
-    bf16: bool = False,
-) -> None:
-    """Writes the predictions of an exported model to a folder, and logs what they score."""
+def load(bundle: Bundle, device: str | None, *, bf16: bool = False) -> Predictor:
+    """The model of a bundle."""
     from propeller.paddle.inference import Predictor
     from propeller.paddle.runtime import set_device
 
-    predictor = Predictor(bundle, device=set_device(device), bf16=bf16)
-    questions = list(raws)
-    answers = answer_questions(predictor, processor, questions)
-    write_predictions(folder, questions, answers)
-    if not any(map(is_labelled, questions)):
-        return
-    scores = processor.scores(questions, answers)
-    log.info("these score %s", ", ".join(f"{name}: {value:.2f}" for name, value in scores.items()))
-    if processor.search.with_negative and processor.score == "squad":
-        labelled = [row for row in zip(questions, answers, strict=True) if is_labelled(row[0])]
-        threshold, f1 = find_null_threshold(
-            [raw for raw, _ in labelled], *best_texts(*map(list, zip(*labelled, strict=True)))
-        )
-        log.info(
-            "the best f1, %.2f, comes with --null_score_diff_threshold %s beside --predict_file; it was %s",
-            f1,
-            threshold,
-            processor.search.null_score_diff_threshold,
-        )
+    return Predictor(bundle, device=set_device(device), bf16=bf16)
+
+
+def answered(predictor: Predictor, processor: MrcProcessor, path: Path) -> Answered:
+    """The questions of a file, and the answers to them."""
+    raws = list(read(path))
+    return raws, answer_questions(predictor, processor, raws)
+
+
+def log_scores(name: str, processor: MrcProcessor, raws: Sequence[Raw], answers: Sequence[Answer]) -> None:
+    """Logs what the answers to a set score, if somebody knows."""
+    if any(map(is_labelled, raws)):
+        scores = processor.scores(raws, answers).items()
+        shown = ", ".join(f"{score}: {value:.2f}" for score, value in scores)
+        log.info("the answers to %s score %s", name, shown)
 
 
 def read(path: Path) -> Iterator[Raw]:

@@ -31,7 +31,7 @@ from ernie.tasks.sequence_labeling import SequenceLabelingProcessor
 from ernie.tasks.tagging import SCHEMES
 from propeller import cli
 from propeller.config import ArgumentParser
-from propeller.data.cache import source_files
+from propeller.data import source_files
 from propeller.types import HParams, RunConfig
 
 log = logging.getLogger("ernie")
@@ -96,8 +96,9 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
         name: finetuning.prepared(name, path, processor, args, read=read, read_key=args.data_format)
         for name, path in found.items()
     }
-    for name, dataset in sets.items():
-        log.info("%s: %s", name, report(dataset, processor))
+    if log.isEnabledFor(logging.INFO):  # it reads all data, and of several ranks only the first tells
+        for name, dataset in sets.items():
+            log.info("%s: %s", name, report(dataset, processor))
 
     from ernie.tasks.sequence_labeling_model import SequenceLabelingModel
 

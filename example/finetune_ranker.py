@@ -22,7 +22,7 @@ from ernie.tasks.predicting import write_predictions
 from ernie.tasks.ranking import RankingLoss, RankingProcessor, differ, ranking_report
 from ernie.tasks.ranking_files import has_labels
 from propeller import cli
-from propeller.data.cache import source_files
+from propeller.data import source_files
 from propeller.types import HParams, RunConfig
 
 log = logging.getLogger("ernie")
@@ -56,18 +56,23 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
     sets = {name: finetuning.prepared(name, path, processor, args) for name, path in found.items()}
     groups = {name: Groups(name, rows, distinct="query") for name, rows in sets.items()}
     log.info("data:\n%s", ranking_report(groups))
+    evaluated = None
     if loss != "pointwise":
         refuse_token_batches(hparams)
-        sets = {name: whole.evaluation() for name, whole in groups.items() if name != "train"}
-        sets["train"] = groups["train"].training(
-            COLUMNS, pad_values=processor.pad_values, teaches=differ, size=size
-        )
+        pad_values = processor.pad_values
+        evaluated = {
+            name: whole.evaluation(finetuning.batch_size(hparams), pad_values=pad_values)
+            for name, whole in groups.items()
+            if name != "train"
+        }
+        sets["train"] = groups["train"].training(COLUMNS, pad_values=pad_values, teaches=differ, size=size)
 
     from ernie.tasks.ranking_model import RankingModel
 
     bundle = finetuning.fit(
-        RankingModel, args, run_config, hparams, config=config, processor=processor, sets=sets
-    )
+        RankingModel, args, run_config, hparams,
+        config=config, processor=processor, sets=sets, evaluated=evaluated,
+    )  # fmt: skip
     if args.dev_predictions and bundle is not None:
         parts = source_files("dev", data_dir=files.dev)
         raws = (processor.read(part, columns=column_names(args)) for part in parts)

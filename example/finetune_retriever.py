@@ -26,7 +26,7 @@ from ernie.tasks.dual_encoder import (
 from ernie.tasks.groups import Groups, group_size, refuse_token_batches
 from ernie.tasks.ranking_files import lacks_labels
 from propeller import cli
-from propeller.data.cache import source_files
+from propeller.data import source_files
 from propeller.errors import ConfigError
 from propeller.types import HParams, RunConfig
 
@@ -60,18 +60,26 @@ def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> 
     ):
         log.info("test has no labels and is left out")
         del found["test"]
-    rows = {name: finetuning.prepared(name, path, processor, args) for name, path in found.items()}
-    groups = {name: Groups(name, found) for name, found in rows.items()}
+    sets = {name: finetuning.prepared(name, path, processor, args) for name, path in found.items()}
+    groups = {name: Groups(name, rows) for name, rows in sets.items()}
     log.info("data:\n%s", retrieval_report(groups))
     log.info("embeddings: %s", embedding)
-    sets = {name: whole.evaluation() for name, whole in groups.items() if name != "train"}
+    pad_values = processor.pad_values
+    evaluated = {
+        name: whole.evaluation(finetuning.batch_size(hparams), pad_values=pad_values, lead=1)
+        for name, whole in groups.items()
+        if name != "train"
+    }
     sets["train"] = groups["train"].training(
-        COLUMNS, pad_values=processor.pad_values, teaches=is_answered, size=size, lead=1
+        COLUMNS, pad_values=pad_values, teaches=is_answered, size=size, lead=1
     )
 
     from ernie.tasks.dual_encoder_model import DualEncoderModel
 
-    finetuning.fit(DualEncoderModel, args, run_config, hparams, config=config, processor=processor, sets=sets)
+    finetuning.fit(
+        DualEncoderModel, args, run_config, hparams,
+        config=config, processor=processor, sets=sets, evaluated=evaluated,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

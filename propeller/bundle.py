@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ MODEL = "model"
 PROBE = "probe.npz"
 _REQUIRED = (f"{MODEL}.json", f"{MODEL}.pdiparams", PROBE)
 _UNLISTED = frozenset({DESCRIPTION, "best.json"})
+# What file systems, version control and people leave in a folder, and what no loader looks for.
+_HARMLESS = re.compile(r"\..*|.*\.md|LICENSE.*", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +229,8 @@ def _check_listing(folder: Path, files: Mapping[str, Any]) -> None:
     missing = [name for name in _REQUIRED if name not in files]
     if missing:
         raise ExportError(f"{folder / DESCRIPTION} lacks {', '.join(missing)}. Export the model again.")
-    strange = sorted({path.name for path in folder.iterdir()} - _UNLISTED - files.keys())
+    names = {path.name for path in folder.iterdir()} - _UNLISTED - files.keys()
+    strange = sorted(name for name in names if not _HARMLESS.fullmatch(name))
     if strange:
         raise ExportError(
             f"Bundle {folder} holds {', '.join(strange)}, which {DESCRIPTION} does not list. Move what was "

@@ -1,9 +1,29 @@
-"""How many cores this process, or each of several ranks on this machine, may use."""
+"""Which of several ranks this process is, and how many cores it may use."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+from propeller.errors import ConfigError
+
+RANK_ENV, SIZE_ENV = "PADDLE_TRAINER_ID", "PADDLE_TRAINERS_NUM"
+
+
+def rank_from_environment(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """Returns this process's rank and the number of ranks, as a launcher set them; (0, 1) without one.
+
+    Raises:
+        ConfigError: what is set makes no sense.
+    """
+    texts = environ.get(RANK_ENV, "0"), environ.get(SIZE_ENV, "1")
+    if all(text.isdecimal() for text in texts) and int(texts[0]) < int(texts[1]):
+        return int(texts[0]), int(texts[1])
+    raise ConfigError(
+        f"{RANK_ENV} is {texts[0]!r} and {SIZE_ENV} is {texts[1]!r}; expected 0 <= {RANK_ENV} < "
+        f"{SIZE_ENV}. A launcher sets both; unset them for a run in one process."
+    )
 
 
 def available_cores() -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from propeller.errors import NEAR_MISS, ConfigError, did_you_mean
 
@@ -210,6 +211,81 @@ class HParams(Mapping[str, Any]):
             if near:
                 raise ConfigError(f"Unknown hyper-parameter {key!r}.{near}")
         return unused
+
+
+_Group = TypeVar("_Group", bound="HParamsGroup")
+
+
+@dataclasses.dataclass(frozen=True)
+class HParamsGroup:
+    """Hyper-parameters that are read together: the fields of a frozen dataclass with this base.
+
+    A field is a `bool`, a `float` or a `str`, perhaps `| None`, or a `tuple[str, ...]`, of which one text may
+    stand alone.
+
+    Raises:
+        ConfigError: a value of another type.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = _as_field(field.name, str(field.type), getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+
+    @classmethod
+    def keys(cls) -> list[str]:
+        """The hyper-parameters read here."""
+        return [field.name for field in dataclasses.fields(cls)]
+
+    @classmethod
+    def of(cls: type[_Group], hparams: HParams) -> _Group:
+        """Takes what is given, and the defaults for the rest.
+
+        Raises:
+            ConfigError: a value that cannot be used.
+        """
+        return cls(**{key: hparams[key] for key in cls.keys() if key in hparams})
+
+    def check_above_0(self, *names: str) -> None:
+        """Checks the range of numbers.
+
+        Raises:
+            ConfigError: one is 0 or below, or no finite number.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ConfigError(f"{name} must be a number above 0, got {value!r}.")
+
+
+def as_switch(name: str, value: Any) -> bool:
+    """Returns a hyper-parameter that is on or off; the older scripts write 0 and 1.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if value not in (True, False):  # 0 and 1 are equal to these
+        raise ConfigError(f"{name} must be true or false, got {value!r}.")
+    return bool(value)
+
+
+def _as_field(name: str, annotation: str, value: Any) -> Any:
+    """Returns a hyper-parameter in the type of its field."""
+    if annotation == "bool":
+        return as_switch(name, value)
+    if annotation.startswith("tuple"):
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list | tuple) or not all(type(text) is str for text in texts):
+            raise ConfigError(f"{name} must be text or a list of texts, got {value!r}.")
+        return tuple(texts)
+    if value is None and "None" in annotation:
+        return None
+    if annotation.startswith("str"):
+        if not isinstance(value, str):
+            raise ConfigError(f"{name} must be text, got {value!r}.")
+    elif type(value) not in (int, float):
+        raise ConfigError(f"{name} must be a number, got {value!r}.")
+    return value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,9 @@ def with_answer_columns(raw: Raw, examples: Sequence[Mapping[str, Any]]) -> list
 class AnswerMetric(Metric):
     """Joins the windows of every raw example to its answer, and scores all answers at the end.
 
-    Reads the columns of `with_answer_columns`. What is kept is what `finish` makes of each window.
+    Reads the columns of `with_answer_columns`. What is kept is what `finish` makes of each window. The
+    windows that `join` wants as well are made again: of CMRC2018's dev set that takes 0.5 s of one core,
+    where their offsets alone would be 22 MB to keep, and to send between ranks at each evaluation.
 
     Args:
         processor: the task.

@@ -65,7 +65,8 @@ class ClassificationData:
 
         Raises:
             ConfigError: files or flags that cannot be used, or labels that are not the wanted ones.
-            DataError: the training data cannot be read; it names file and line.
+            DataError: the training data cannot be read, or there is no row for the task in a file; it names
+                file and line.
         """
         task = glue.find_task(args.task) if args.task else None
         files = glue.task_files(task, args)
@@ -133,5 +134,7 @@ def _labels(task: Task | None, train: Path, counts: LabelCounts, wanted: Any) ->
 
 
 def _has_labels(path: Path, layout: Layout) -> bool:
-    first = next(read_parts(path, lambda part: read_classification(part, layout, labelled=False)))
+    first = next(read_parts(path, lambda part: read_classification(part, layout, labelled=False)), None)
+    if first is None:
+        raise DataError("every row was left out; expected examples", path=path)
     return "label" in first

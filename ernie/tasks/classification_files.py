@@ -24,10 +24,18 @@ from typing import Any
 
 import numpy as np
 
-from propeller.data import Dataset, FeatureColumns, RawColumn
-from propeller.data.cache import source_files
-from propeller.data.node import Context, Entries, Node, Position, Transform
-from propeller.data.sources import first_line
+from propeller.data import (
+    Context,
+    Dataset,
+    Entries,
+    FeatureColumns,
+    Node,
+    Position,
+    RawColumn,
+    Transform,
+    first_line,
+    source_files,
+)
 from propeller.errors import DataError, did_you_mean
 from propeller.processor import Raw
 
@@ -246,7 +254,7 @@ def label_text(value: Any) -> str:
 
 def _left_out(dataset: Dataset, path: Path, what: str, keep: Callable[[Any], bool]) -> Dataset:
     """Leaves out the items that `keep` does not want, which `what` describes."""
-    return Dataset(_LeftOut(dataset._node, path, what, keep))
+    return dataset.apply(lambda source: _LeftOut(source, path, what, keep))
 
 
 class _LeftOut(Transform):

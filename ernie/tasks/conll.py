@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from propeller.data.node import Context, Entries, Node, Origin, Position, Transform, as_parts, fail
+from propeller.data import Context, Entries, Node, Origin, Position, Transform, as_parts, fail
 from propeller.errors import ConfigError, DataError, did_you_mean
 
 _BLANKS = " \t"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from propeller.data import Dataset
 from propeller.errors import ConfigError, DataError
 from propeller.metrics import Metric, Retrieval
 from propeller.processor import Answer, Raw
-from propeller.types import HParams
+from propeller.types import HParams, HParamsGroup, as_switch
 
 QUERY, RIGHT, WRONG = Retrieval.QUERY, 1, 0
 """The labels of rows: a query, a passage that is right for it, one that is not."""
@@ -37,7 +36,7 @@ CANDIDATES = ("all", "given")
 
 
 @dataclasses.dataclass(frozen=True)
-class RetrievalLoss:
+class RetrievalLoss(HParamsGroup):
     """What a dual encoder learns from, as hyper-parameters name it.
 
     Attributes:
@@ -52,24 +51,8 @@ class RetrievalLoss:
     symmetric: bool = False
 
     def __post_init__(self) -> None:
-        if type(self.scale) not in (int, float) or not 0 < self.scale < math.inf:
-            raise ConfigError(f"scale must be a number above 0, got {self.scale!r}.")
-        if self.symmetric not in (True, False):  # 0 and 1 are equal to these
-            raise ConfigError(f"symmetric must be true or false, got {self.symmetric!r}.")
-
-    @classmethod
-    def keys(cls) -> list[str]:
-        """The hyper-parameters read here."""
-        return [field.name for field in dataclasses.fields(cls)]
-
-    @classmethod
-    def of(cls, hparams: HParams) -> RetrievalLoss:
-        """Takes what is given, and the defaults for the rest.
-
-        Raises:
-            ConfigError: a value that cannot be used.
-        """
-        return cls(**{key: hparams[key] for key in cls.keys() if key in hparams})
+        super().__post_init__()
+        self.check_above_0("scale")
 
 
 class DualEncoderProcessor(TextProcessor):
@@ -183,11 +166,9 @@ def embedding_settings(
     for key in ("encode_layer", "pooling", "query_prefix", "passage_prefix"):
         if not isinstance(asked.get(key, ""), str):
             raise ConfigError(f"{key} must be text, got {asked[key]!r}.")
-    if asked.get("normalize", True) not in (True, False):  # 0 and 1 are equal to these
-        raise ConfigError(f"normalize must be true or false, got {asked['normalize']!r}.")
     if found.pooling is None and asked.get("encode_layer") != "pooler":
         asked.setdefault("pooling", "mean")
-    normalize = bool(asked.pop("normalize", found.normalize or found.similarity != "dot"))
+    normalize = as_switch("normalize", asked.pop("normalize", found.normalize or found.similarity != "dot"))
     options = EncoderOptions(**asked, normalize=normalize, max_seqlen=max_seqlen)
     resolved = resolve(options, found, config)
     return dataclasses.replace(resolved, similarity="cosine" if normalize else "dot")

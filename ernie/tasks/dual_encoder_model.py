@@ -51,7 +51,7 @@ class DualEncoderModel(TaskModel):
     def forward(self, features: Tensors) -> Tensors:
         """Returns `embeddings`, float32 `[R, D]`; of groups those of their real rows."""
         input_ids = features["input_ids"]
-        if input_ids.ndim == 2:
+        if input_ids.ndim == 2 and self.mode is not RunMode.EVAL:
             return {"embeddings": self._embed(input_ids, features["token_type_ids"])}
         pad_id = self.encoder.config.pad_token_id
         token_type_ids = features["token_type_ids"]

@@ -11,8 +11,7 @@ from ernie.tasks.dual_encoder import DualEncoderProcessor
 from ernie.tasks.embedding import EmbeddingProcessor
 from ernie.tasks.ner_files import read_ner
 from ernie.tasks.sequence_labeling import SequenceLabelingProcessor
-from propeller.data import Dataset, prepare_files
-from propeller.data.cache import source_files
+from propeller.data import Dataset, prepare_files, source_files
 from propeller.errors import ConfigError, DataError
 from propeller.metrics import check_names, compute_all
 from propeller.metrics.base import label_columns

@@ -69,7 +69,7 @@ def layer_numbers(text: str, depth: int) -> list[int]:
     """
     numbers = []
     for part in filter(None, (part.strip() for part in text.split(","))):
-        number = int(part) if part.lstrip("-").isdecimal() else depth + 1
+        number = int(part) if part.removeprefix("-").isdecimal() else depth + 1
         if not -depth <= number <= depth:
             raise ConfigError(
                 f"layer {part!r} is not there; the model has 0 (embeddings), 1 to {depth}, and -1 (the last) "

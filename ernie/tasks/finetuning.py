@@ -23,10 +23,10 @@ from ernie.tasks.training import Training
 from ernie.tokenizing import Tokenizer, load_tokenizer
 from propeller import atomic, cli, launch
 from propeller.config import ArgumentParser, parse_hparam, parse_runconfig
-from propeller.data import Dataset, prepare_files
-from propeller.data.cache import source_files
+from propeller.data import Dataset, prepare_files, source_files
 from propeller.errors import ConfigError
 from propeller.launch import started_by_nproc
+from propeller.manifest import list_checkpoints
 from propeller.processor import Processor
 from propeller.run_file import read_run_file
 from propeller.types import HParams, RunConfig, WarmStartSetting, as_switch
@@ -148,7 +148,7 @@ def step_batch_size(hparams: HParams, run_config: RunConfig, *, restart: bool) -
     size = batch_size(hparams)
     whole = size if started_by_nproc() else size * ranks.size
     with ranks.telling():
-        if ranks.is_main and not restart and any(Path(run_config.model_dir, "checkpoints").glob("step_*")):
+        if ranks.is_main and not restart and list_checkpoints(run_config.model_dir):
             before = (read_run_file(run_config.model_dir) or {}).get("hparams")
             if isinstance(before, dict) and before.get("batch_size", 32) == size:
                 whole = before.get("step_batch_size", whole)
@@ -279,7 +279,7 @@ def main(
     run_config, hparams = parse_runconfig(args), parse_hparam(args)
     if not args.do_predict:
         launch.apply_disconfig()
-    cli.setup_logging()
+    cli.setup_logging(args.verbose)
     if args.do_predict:
         return predict_stdin(
             args.bundle or Path(run_config.model_dir) / "best" / "inference",

@@ -2,7 +2,8 @@
 
 Rows lie one after another in a prepared data set; a row with `candidate` 0 begins a group. A model is
 trained on whole groups, `[group, rows, seq_len]`, so that several ranks share out groups and no rows of one.
-It is evaluated, exported and served on rows, `[rows, seq_len]`.
+It is evaluated, exported and served on rows, `[rows, seq_len]`. Metrics find the rows of a query in whatever
+batches they come; only the loss of an evaluation needs them together.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from propeller.data import Dataset, pad_batch
-from propeller.data.sources import ListSource
 from propeller.errors import ConfigError, DataError
 from propeller.types import HParams
 
@@ -26,6 +26,9 @@ log = logging.getLogger("ernie")
 
 PADDING = -1
 """The label of a row that only fills up a group."""
+
+MAX_ROWS = 512
+"""Rows of a batch that is evaluated, at most."""
 
 
 class Group(NamedTuple):
@@ -107,9 +110,10 @@ class Groups:
     ) -> Dataset:
         """Examples to train on, each a group: `[rows, seq_len]` and `[rows]`, with `group`, its number.
 
-        A group of more than `size` rows becomes several: each has some of the relevant rows (label above 0),
-        in half of its places at most if there are others enough, and some of the others. In an epoch every
-        row comes up at least once.
+        A group of more than `size` rows becomes several: each has some of the rows with the lowest label, and
+        some of those above it, in half of its places at most if there are others enough, of as many grades
+        as there are. So each has two labels at least if the group has. In an epoch every row comes up at
+        least once.
 
         Args:
             columns: those that the model and its loss need.
@@ -144,48 +148,29 @@ class Groups:
         load = functools.partial(_example, self._rows, tuple(columns), dict(pad_values))
         return Dataset.from_list(list(enumerate(pieces))).map(load)
 
-    def evaluation(self) -> WholeGroups:
-        """The rows, in batches that hold whole groups."""
-        groups = [Group(tuple(found.rows), found.longest, found.checksum) for found in self._found]
-        return WholeGroups(self._rows, groups)
+    def evaluation(self, batch_size: int, *, pad_values: Mapping[str, float], lead: int = 0) -> Dataset:
+        """Batches of all rows, with `group`, int64 `[rows]`; no group is split between two of them.
 
+        A group of more than `MAX_ROWS` rows is: its loss is then that of parts, over which its labels are
+        spread evenly. Metrics are not changed by that.
 
-class WholeGroups(Dataset):
-    """Groups to be evaluated, whose batches are their rows: no group is split between two batches.
-
-    Args:
-        rows: where the rows lie.
-        groups: which belong together.
-    """
-
-    def __init__(self, rows: Dataset, groups: Sequence[Group]):
-        # Those of like length next to each other, so that little is padding.
-        self._groups = sorted(enumerate(groups), key=lambda item: (item[1].longest, item[0]))
-        self._rows = rows
-        super().__init__(ListSource(self._groups))
-
-    def bucket(
-        self,
-        *,
-        batch_size: int | None = None,
-        max_tokens: int | None = None,
-        pool_size: int | None = None,
-        pad_values: Mapping[str, float] | None = None,
-        pad_to_multiple: int = 1,
-        key: str | None = None,
-    ) -> Dataset:
-        """Makes batches of the rows of `batch_size` groups each, with `group`, int64 `[rows]`.
-
-        Raises:
-            ConfigError: the batches are to be measured in tokens.
+        Args:
+            batch_size: groups of a batch, at most; fewer if they come to more than `MAX_ROWS` rows.
+            pad_values: see `pad_batch`.
+            lead: see `training`.
         """
-        if batch_size is None:
-            raise ConfigError(
-                "Batches of whole groups are counted in groups: set batch_size, without in_tokens."
-            )
-        starts = range(0, len(self._groups), batch_size)
-        load = functools.partial(_rows_of, self._rows, dict(pad_values or {}), pad_to_multiple)
-        return Dataset.from_list([self._groups[start : start + batch_size] for start in starts]).map(load)
+        batches: list[list[tuple[int, tuple[int, ...]]]] = []
+        left = 0  # rows that the last batch has room for
+        # Those of like length next to each other, so that little is padding.
+        for number in sorted(range(len(self)), key=lambda number: self._found[number].longest):
+            for rows in _parts(self._found[number], lead):
+                if not batches or len(batches[-1]) == batch_size or len(rows) > left:
+                    batches.append([])
+                    left = MAX_ROWS
+                batches[-1].append((number, rows))
+                left -= len(rows)
+        load = functools.partial(_rows_of, self._rows, dict(pad_values))
+        return Dataset.from_list(batches).map(load).buffered(16)
 
 
 def group_size(hparams: HParams) -> int | None:
@@ -215,20 +200,40 @@ def refuse_token_batches(hparams: HParams) -> None:
 
 def _pieces(found: _Found, size: int | None, lead: int) -> Iterator[tuple[int, ...]]:
     """The rows of each example that a group becomes."""
-    led, rest = found.rows[:lead], list(zip(found.rows, found.labels, strict=True))[lead:]
+    led, rest = found.rows[:lead], _by_label(found, lead)
     if size is None or len(rest) <= size:
         yield tuple(found.rows)
         return
-    relevant = [row for row, label in rest if label > 0]
-    others = [row for row, label in rest if label <= 0]
-    num_relevant = max(min(len(relevant), size // 2), size - len(others))
-    num_others = size - num_relevant
-    shares = ((relevant, num_relevant), (others, num_others))
+    lowest = rest[-1][1]
+    others = [row for row, label in rest if label == lowest]
+    better = [row for row, _ in rest[: -len(others)]]
+    num_better = max(min(len(better), size // 2), size - len(others))
+    shares = ((_dealt(better, num_better), num_better), (others, size - num_better))
     for piece in range(max(math.ceil(len(rows) / share) for rows, share in shares if share)):
         chosen = [
             rows[(piece * share + place) % len(rows)] for rows, share in shares for place in range(share)
         ]
         yield (*led, *sorted(chosen))
+
+
+def _parts(found: _Found, lead: int) -> Iterator[tuple[int, ...]]:
+    """The rows of a group, those that lead in each part; every other one in one part."""
+    rest = [row for row, _ in _by_label(found, lead)]
+    number = max(1, math.ceil(len(rest) / (MAX_ROWS - lead)))
+    for part in range(number):
+        yield (*found.rows[:lead], *sorted(rest[part::number]))
+
+
+def _by_label(found: _Found, lead: int) -> list[tuple[int, int]]:
+    """The rows of a group, without those that lead, and their labels; the highest first."""
+    rows = list(zip(found.rows, found.labels, strict=True))[lead:]
+    return sorted(rows, key=lambda item: -item[1])
+
+
+def _dealt(rows: list[int], share: int) -> list[int]:
+    """Rows, ordered by label, so that each `share` of them in a row have labels from all over."""
+    stride = math.ceil(len(rows) / max(share, 1))
+    return [row for start in range(stride) for row in rows[start::stride]]
 
 
 def _example(
@@ -241,9 +246,8 @@ def _example(
 
 
 def _rows_of(
-    rows: Dataset, pad_values: Mapping[str, float], pad_to_multiple: int, items: Sequence[tuple[int, Group]]
+    rows: Dataset, pad_values: Mapping[str, float], groups: Sequence[tuple[int, tuple[int, ...]]]
 ) -> dict[str, Any]:
-    members = [rows[index] for _, group in items for index in group.rows]
-    numbers = [number for number, group in items for _ in group.rows]
-    batch = pad_batch(members, pad_values=pad_values, pad_to_multiple=pad_to_multiple)
+    batch = pad_batch([rows[index] for _, members in groups for index in members], pad_values=pad_values)
+    numbers = [number for number, members in groups for _ in members]
     return {**batch, "group": np.array(numbers, dtype=np.int64)}

@@ -9,10 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from ernie.tasks.mrc_formats import NOWHERE, questions
-from propeller.data import Dataset
-from propeller.data.node import Context, Entries, Node, Origin, Position, as_index
-from propeller.data.signature import Signature, file_entry
-from propeller.data.sources import PathLike
+from propeller.data import (
+    Context,
+    Dataset,
+    Entries,
+    Node,
+    Origin,
+    PathLike,
+    Position,
+    Signature,
+    as_index,
+    file_entry,
+)
 from propeller.errors import DataError
 
 log = logging.getLogger("propeller")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from propeller.data.sources import decode_line, open_text_file
+from propeller.data import decode_line, open_text_file
 from propeller.errors import DataError, did_you_mean
 
 NOWHERE = -1

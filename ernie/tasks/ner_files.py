@@ -21,10 +21,7 @@ from typing import Any, NamedTuple
 from ernie.tasks.conll import Sentences, find_layout, split_columns
 from ernie.tasks.label_map import read_label_map
 from ernie.tasks.tagging import OUTSIDE, check_scheme, find_scheme, is_tag
-from propeller.data import Dataset, FeatureColumns, RawColumn
-from propeller.data.cache import source_files
-from propeller.data.node import Context, Origin, fail
-from propeller.data.sources import FileSource, PathLike
+from propeller.data import Dataset, FeatureColumns, PathLike, RawColumn, source_files
 from propeller.errors import ConfigError, DataError, did_you_mean
 
 FORMATS = ("tsv", "conll", "weibo")
@@ -90,7 +87,7 @@ def read_ner(
         )
     path = Path(path)
     check = _TagCheck(labels, scheme)
-    lines = FileSource([path], 0, None)
+    lines = Dataset.from_file(path)
     head = _head(lines)
     if format == "tsv" or (format is None and _is_tsv(head, columns)):
         cells = [RawColumn("text_a", aliases=_TEXT_NAMES), RawColumn("label", aliases=_LABEL_NAMES)]
@@ -100,8 +97,8 @@ def read_ner(
     try:
         layout = find_layout(head, columns=columns, positions=positions)
     except DataError as error:
-        fail(find_layout, error, Origin(str(path), 1))
-    return Dataset(Sentences(lines, layout, check))
+        raise DataError(str(error), path=path, line=1) from error
+    return lines.apply(lambda source: Sentences(source, layout, check))
 
 
 def has_labels(path: PathLike, *, columns: Sequence[str] | None = None) -> bool:
@@ -114,7 +111,7 @@ def has_labels(path: PathLike, *, columns: Sequence[str] | None = None) -> bool:
     Raises:
         DataError: the file cannot be read, or is empty.
     """
-    head = _head(FileSource([Path(path)], 0, None))
+    head = _head(Dataset.from_file(path))
     if columns is not None:
         return "label" in columns
     first = _cells(head[0])
@@ -208,9 +205,9 @@ class _TagCheck:
         self._good.add(tag)
 
 
-def _head(lines: FileSource) -> list[str]:
+def _head(lines: Dataset) -> list[str]:
     """The first lines of a file."""
-    return [line for line, _ in itertools.islice(lines.iterate(None, Context(seed=0)), _HEAD_LINES)]
+    return list(itertools.islice(lines, _HEAD_LINES))
 
 
 def _cells(line: str) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from propeller.errors import ConfigError, DataError, did_you_mean
 from propeller.metrics import F1, Acc, Metric, Ranking
 from propeller.metrics.base import Array
 from propeller.processor import Answer, Raw, register_processor
-from propeller.types import HParams
+from propeller.types import HParamsGroup, as_switch
 
 LOSSES = ("pointwise", "pairwise", "listwise")
 PAIR_LOSSES = ("hinge", "logistic")
@@ -29,7 +28,7 @@ _MIN_SEQLEN = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class RankingLoss:
+class RankingLoss(HParamsGroup):
     """What a ranker learns from, as hyper-parameters name it.
 
     Attributes:
@@ -47,27 +46,13 @@ class RankingLoss:
     margin: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, known in (("loss", LOSSES), ("pair_loss", PAIR_LOSSES)):
             value = getattr(self, name)
             if value not in known:
-                near = did_you_mean(str(value), known)
+                near = did_you_mean(value, known)
                 raise ConfigError(f"{name} is {value!r}.{near} There are: {', '.join(known)}.")
-        if type(self.margin) not in (int, float) or not 0 < self.margin < math.inf:
-            raise ConfigError(f"margin must be a number above 0, got {self.margin!r}.")
-
-    @classmethod
-    def keys(cls) -> list[str]:
-        """The hyper-parameters read here."""
-        return [field.name for field in dataclasses.fields(cls)]
-
-    @classmethod
-    def of(cls, hparams: HParams) -> RankingLoss:
-        """Takes what is given, and the defaults for the rest.
-
-        Raises:
-            ConfigError: a value that cannot be used.
-        """
-        return cls(**{key: hparams[key] for key in cls.keys() if key in hparams})
+        self.check_above_0("margin")
 
 
 @register_processor
@@ -101,11 +86,9 @@ class RankingProcessor(TextProcessor):
             raise ConfigError(
                 f"max_seqlen {max_seqlen} leaves no room for two texts: expected {_MIN_SEQLEN} or more."
             )
-        if skip_unanswered not in (True, False):  # 0 and 1 are equal to these
-            raise ConfigError(f"skip_unanswered must be true or false, got {skip_unanswered!r}.")
         super().__init__(tokenizer, max_seqlen=max_seqlen)
         self.loss = RankingLoss(loss).loss
-        self.skip_unanswered = bool(skip_unanswered)
+        self.skip_unanswered = as_switch("skip_unanswered", skip_unanswered)
 
     @property
     def settings(self) -> dict[str, Any]:

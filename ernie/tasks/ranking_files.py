@@ -13,8 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from propeller.data import Column, Dataset, FeatureColumns, RawColumn
-from propeller.data.sources import first_line
+from propeller.data import Column, Dataset, FeatureColumns, RawColumn, first_line
 from propeller.errors import DataError
 from propeller.processor import Raw
 

@@ -20,7 +20,7 @@ from propeller.types import HParams, RunConfig, RunMode
 
 F = paddle.nn.functional
 
-# Rows that go through the encoder together while a group is learnt from: few enough to be of like length.
+# Rows of groups that go through the encoder together: few enough to be of like length.
 _ROWS_TOGETHER = 32
 
 
@@ -51,7 +51,7 @@ class RankingModel(TaskModel):
     def forward(self, features: Tensors) -> Tensors:
         """Returns `logits`, float32 `[R, 2]` point-wise, else `[R, 1]`; of groups for their real rows."""
         input_ids, token_type_ids = features["input_ids"], features["token_type_ids"]
-        if input_ids.ndim == 2:
+        if input_ids.ndim == 2 and self.mode is not RunMode.EVAL:
             return {"logits": self._logits(input_ids, token_type_ids)}
         pad_id = self.encoder.config.pad_token_id
         return {"logits": encode_groups(self._logits, input_ids, token_type_ids, pad_id=pad_id)}
@@ -79,11 +79,12 @@ def encode_groups(
     *,
     pad_id: int,
 ) -> paddle.Tensor:
-    """Encodes the rows of groups that are no padding, some of like length at a time.
+    """Encodes the rows of groups that are no padding, a few of like length at a time.
 
     Args:
         encode: `[rows, length]` twice -> `[rows, ...]`.
-        input_ids, token_type_ids: int64 `[B, N, S]`; a row that only fills up its group is all `pad_id`.
+        input_ids, token_type_ids: int64 `[B, N, S]`; a row that only fills up its group is all `pad_id`. Or
+            rows, `[R, S]`.
         pad_id: what rows are filled up with.
 
     Returns:

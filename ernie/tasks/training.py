@@ -6,16 +6,15 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable
-from typing import Any
 
 from propeller.errors import ConfigError
-from propeller.types import HParams
+from propeller.types import HParamsGroup
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
+class Training(HParamsGroup):
     """How the models here are trained, as hyper-parameters name it.
 
     Parameters go by their structured names: `encoder.embeddings.word.weight`, `encoder.layers.0.*`,
@@ -53,9 +52,7 @@ class Training:
     fgm_pattern: str = "encoder.embeddings.word.weight"
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = _checked(field.name, str(field.type), getattr(self, field.name))
-            object.__setattr__(self, field.name, value)
+        super().__post_init__()
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(
                 f"layer_decay must be above 0 and at most 1, got {self.layer_decay}. To leave the lower "
@@ -64,39 +61,6 @@ class Training:
         for name in ("r_drop", "fgm_epsilon"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be 0 (off) or above, got {getattr(self, name)}.")
-
-    @classmethod
-    def keys(cls) -> list[str]:
-        """The hyper-parameters read here."""
-        return [field.name for field in dataclasses.fields(cls)]
-
-    @classmethod
-    def of(cls, hparams: HParams) -> Training:
-        """Takes what is given, and the defaults for the rest.
-
-        Raises:
-            ConfigError: a value that cannot be used.
-        """
-        return cls(**{key: hparams[key] for key in cls.keys() if key in hparams})
-
-
-def _checked(name: str, annotation: str, value: Any) -> Any:
-    """Returns `value` in the type of its field: one pattern makes a tuple, 0 and 1 make a switch."""
-    if annotation.startswith("tuple"):
-        patterns = [value] if isinstance(value, str) else value
-        if not isinstance(patterns, list | tuple) or not all(type(item) is str for item in patterns):
-            raise ConfigError(f"{name} must be a pattern or a list of patterns, got {value!r}.")
-        return tuple(patterns)
-    if annotation == "bool":
-        if value not in (True, False):  # 0 and 1 are equal to these
-            raise ConfigError(f"{name} must be true or false, got {value!r}.")
-        return bool(value)
-    if annotation == "str":
-        if not isinstance(value, str):
-            raise ConfigError(f"{name} must be text, got {value!r}.")
-    elif type(value) not in (int, float) and not (value is None and "None" in annotation):
-        raise ConfigError(f"{name} must be a number, got {value!r}.")
-    return value
 
 
 def layer_rates(decay: float, num_layers: int) -> Callable[[str], float]:

@@ -19,6 +19,7 @@ class AgreementProcessor(TextProcessor):
     """Texts in, shares between 0 and 1 out."""
 
     name = "agreement"
+    pair = False
 
     @property
     def settings(self) -> dict[str, Any]:

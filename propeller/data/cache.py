@@ -80,10 +80,10 @@ def source_files(
     if files is not None and data_dir is None:
         paths = [files] if isinstance(files, (str, os.PathLike)) else list(files)
         if not paths:
-            raise ConfigError(f"build_dataset({name!r}) got an empty list of files; expected at least one")
+            raise ConfigError(f"the data set {name!r} has an empty list of files; expected at least one")
         return [Path(path) for path in paths]
     if data_dir is None or files is not None:
-        raise ConfigError(f"build_dataset({name!r}) takes data_dir or files; expected one of the two")
+        raise ConfigError(f"the data set {name!r} is read from data_dir or files; expected one of the two")
     folder = Path(data_dir)
     if not folder.is_dir():
         if not folder.exists():

@@ -9,6 +9,7 @@ what `Dataset.batch` takes to feed a `Learner`.
 
 Source: the documentation of `paddlenlp.data`. Where that would cut numbers off or let shapes grow silently
 (mixed dtypes, a pad value or a dtype that does not fit, other axes of unequal length), there is an error.
+Python's floats become float32, as `pad_batch` makes them, or the loss would become float64.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Stack:
 
     Args:
         axis: where the batch's axis goes.
-        dtype: of the result; None: what numpy makes of the fields.
+        dtype: of the result; None: float32 for Python's floats, else what numpy makes of the fields.
 
     Raises:
         ConfigError: there is no such dtype.
@@ -62,7 +63,8 @@ class Stack:
                 )
         if not -len(shape) - 1 <= self._axis <= len(shape):
             raise ConfigError(f"Stack() has axis {self._axis}, but the result has {len(shape) + 1} axes")
-        return _cast("Stack", np.stack(fields, axis=self._axis), self._dtype)
+        stacked = np.stack(fields, axis=self._axis)
+        return _cast("Stack", stacked, self._dtype or _default(samples, stacked.dtype))
 
 
 class Pad:
@@ -73,7 +75,7 @@ class Pad:
         axis: the axis of a field that is padded; the others must be equal.
         ret_length: whether the fields' lengths along `axis` are returned, too: True gives them as int32, a
             dtype in that one.
-        dtype: of the result; None: what numpy makes of the fields.
+        dtype: of the result; None: float32 for Python's floats, else what numpy makes of the fields.
         pad_right: whether padding stands behind a field, else before it.
 
     Raises:
@@ -137,7 +139,7 @@ class Pad:
         if self._dtype is None:
             # An empty list says nothing of its numbers, though numpy makes floats of it.
             told = [f for s, f in zip(samples, fields, strict=True) if f.size or isinstance(s, np.ndarray)]
-            dtype = np.result_type(*(told or fields))
+            dtype = _default(samples, np.result_type(*(told or fields)))
         else:
             dtype = self._dtype
         try:
@@ -256,6 +258,12 @@ def _dtype(given: Any) -> np.dtype[Any] | None:
     except TypeError as error:
         raise ConfigError(f"there is no dtype {given!r:.80}; expected one of numpy, 'int64' say") from error
     return dtype
+
+
+def _default(samples: Sequence[Any], dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of a batch for which none was given: numbers without one are no reason for float64."""
+    told = any(hasattr(sample, "dtype") for sample in samples)
+    return np.dtype(np.float32) if dtype == np.float64 and not told else dtype
 
 
 def _check_function(message: str, function: Any) -> None:

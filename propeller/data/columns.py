@@ -90,7 +90,13 @@ class TextColumn(Column):
 
     def convert(self, text: str) -> npt.NDArray[np.int64]:
         get, unk_id = self._vocab.get, self._unk_id
-        return np.array([get(token, unk_id) for token in self._tokenizer(text)], np.int64)
+        tokens = self._tokenizer(text)
+        if isinstance(tokens, (str, Mapping)):  # whose characters or keys would pass for tokens
+            raise ConfigError(
+                f"the tokenizer of column {self.name!r} gave a {type(tokens).__name__}; expected a list of "
+                "tokens, as the method `tokenize` of a tokenizer gives"
+            )
+        return np.array([get(token, unk_id) for token in tokens], np.int64)
 
     def signature(self) -> str | None:
         tokenizer = fingerprint(self._tokenizer)

@@ -183,6 +183,10 @@ class Dataset:
         _at_least(1, batch_size=batch_size)
         return Dataset(MapChunks(self._node, func, batch_size))
 
+    def apply(self, step: Callable[[Node], Node]) -> Dataset:
+        """Adds a step of your own: `step` makes a node, such as a `Transform`, over the one it gets."""
+        return Dataset(step(self._node))
+
     def filter(self, func: Callable[[Any], Any]) -> Dataset:
         """Keeps the items for which `func(item)` is true."""
         return Dataset(Filter(self._node, func))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from propeller.cores import rank_from_environment
 from propeller.data.chunks import checked_results
 from propeller.data.dataset import Dataset
 from propeller.data.node import (
@@ -33,7 +34,6 @@ from propeller.data.signature import function_name
 from propeller.data.sources import ListSource
 from propeller.data.transforms import Filter
 from propeller.errors import ConfigError
-from propeller.launch import rank_from_environment
 
 
 class MapDataset(Dataset):

@@ -5,7 +5,8 @@
     train_ds = load_dataset(read, data_path="train.txt", lazy=False)
 
 Nothing is downloaded. Who knows a data set by name registers a `DatasetReader`: an installed package by the
-entry point group `propeller.readers`, a module that was imported by `register_reader`.
+entry point group `propeller.readers`, each entry of which is a dict of name to reader, a module that was
+imported by `register_reader`.
 """
 
 from __future__ import annotations
@@ -206,15 +207,18 @@ def _located(reader: DatasetReader, split: str, data_root: PathLike | None, titl
 
 def _find_reader(dataset: str, name: str | None) -> tuple[DatasetReader, str]:
     """Returns the reader of a data set, and what to call that in messages."""
-    points = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
-    known = _match(dataset, {**points, **_registered})
+    readers = dict(_registered)
+    if _match(dataset, readers) is None:
+        for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+            readers = {**point.load(), **readers}
+    known = _match(dataset, readers)
     if known is None:
-        names = sorted({*points, *_registered})
+        names = sorted(readers)
         raise ConfigError(
             f"there is no data set {dataset!r}.{did_you_mean(dataset, names)} Known here: "
             f"{', '.join(names) or 'none'}. A function that reads your files can stand in its place."
         )
-    found = _registered[known] if known in _registered else points[known].load()
+    found = readers[known]
     if isinstance(found, DatasetReader):
         if name is not None:
             raise ConfigError(f"{known} is one data set, but name={name!r} asks for one of several")
@@ -225,8 +229,7 @@ def _find_reader(dataset: str, name: str | None) -> tuple[DatasetReader, str]:
             f"{known} has several data sets, and name={name!r} is none of them."
             f"{did_you_mean(name or '', found)} There are: {', '.join(found)}."
         )
-    reader: DatasetReader = found[chosen]
-    return reader, f"{known}/{chosen}"
+    return found[chosen], f"{known}/{chosen}"
 
 
 def _match(name: str, known: Mapping[str, Any]) -> str | None:

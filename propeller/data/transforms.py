@@ -122,18 +122,18 @@ class Shuffle(Transform):
         return {"kind": "shuffle", "seed": self._salt}
 
     def _order(self, context: Context) -> npt.NDArray[np.int64]:
-        if self._last is None or self._last[0] != context:
+        last = self._last  # read once: iterations in other threads set it
+        if last is None or last[0] != context:
             order = context.rng(SHUFFLE, self._salt).permutation(self.source.size() or 0)
-            self._last = (context, order)
-            return order
-        return self._last[1]
+            self._last = last = (context, order)
+        return last[1]
 
 
 class Pooled(Transform):
     """Base of what reads a pool of items, plans in which groups they leave it, and hands these out.
 
-    Position: (source position at the start of the pool, number of the pool, groups handed out of it), so a
-    resume reads one pool again.
+    Position: (source position at the start of the pool, number of the pool, groups handed out of it, epoch of
+    its first item), so a resume reads one pool again.
     """
 
     def __init__(self, source: Node, pool_size: int):
@@ -149,16 +149,17 @@ class Pooled(Transform):
         """Returns the item that a group becomes."""
 
     def iterate(self, position: Position, context: Context) -> Entries:
-        start, number, done = (None, 0, 0) if position is None else as_parts(position, 3)
+        start, number, done, _ = (None, 0, 0, 0) if position is None else as_parts(position, 4)
         stream = self.source.iterate(start, context)
         while pool := list(islice(stream, self.pool_size)):
             groups = self.plan(pool, number, context)
+            epoch = self.source.epoch(pool[0][1])
             for k in range(done, len(groups)):
-                yield self.make(pool, groups[k], context), (start, number, k + 1)
+                yield self.make(pool, groups[k], context), (start, number, k + 1, epoch)
             start, number, done = pool[-1][1], number + 1, 0
 
     def epoch(self, position: Position) -> int:
-        return 0 if position is None else self.source.epoch(as_parts(position, 3)[0])
+        return 0 if position is None else int(as_parts(position, 4)[3])
 
 
 class PoolShuffle(Pooled):
@@ -179,7 +180,7 @@ class PoolShuffle(Pooled):
         return pool[group[0]][0]
 
     def origin(self, position: Position, context: Context) -> Origin | None:
-        start, number, done = as_parts(position, 3)
+        start, number, done, _ = as_parts(position, 4)
         pool = list(islice(self.source.iterate(start, context), self.pool_size))
         (index,) = self.plan(pool, number, context)[done - 1]
         return self.source.origin(pool[index][1], context)

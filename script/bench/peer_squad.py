@@ -26,6 +26,7 @@ class QuestionTask:
     Attributes:
         halves: where the halves are written, `train.json` and `dev.json`, for both sides.
         doc_stride: tokens of the context from one window to the next.
+        max_articles: articles of each half.
     """
 
     halves: Path
@@ -33,6 +34,7 @@ class QuestionTask:
     num_epochs: int = 1
     max_seqlen: int = 256
     doc_stride: int = 128
+    max_articles: int | None = None
 
     model_class = BertForQuestionAnswering
     head = "qa_outputs"
@@ -48,7 +50,7 @@ class QuestionTask:
             content = json.load(file)
         sides = []
         for name, first in (("train", 0), ("dev", 1)):
-            articles = content["data"][first::2]
+            articles = content["data"][first::2][: self.max_articles]
             text = json.dumps({**content, "data": articles})
             (self.halves / f"{name}.json").write_text(text, encoding="utf-8")
             sides.append(self._features(articles, tokenizer))
