@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
 
 from tqdm import tqdm
 
+from propeller.cores import rank_from_environment
 from propeller.errors import ConfigError, Interrupted, PropellerError
-from propeller.launch import rank_from_environment
 
 
 class _Handler(logging.Handler):
@@ -24,13 +26,13 @@ class _Handler(logging.Handler):
             self.handleError(record)
 
 
-def setup_logging(level: int = logging.INFO) -> None:
+def setup_logging(verbose: bool = False) -> None:
     """Sends the logs of `propeller` and `ernie` to standard error; called by commands, never at import.
 
-    Of several ranks only rank 0 tells how it goes; the others warn.
+    Of several ranks only rank 0 tells how it goes, with `verbose` in detail; the others warn.
     """
     rank, size = rank_from_environment()
-    level = max(level, logging.WARNING) if rank else level
+    level = logging.WARNING if rank else logging.DEBUG if verbose else logging.INFO
     who = f"[rank {rank}] " if size > 1 else ""
     handler = _Handler()
     handler.setFormatter(
@@ -54,23 +56,38 @@ def run(main: Callable[[], int | None]) -> None:
         code = main() or 0
         sys.stdout.flush()
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        _say(str(stop))
         code = 128 + stop.signum
     except PropellerError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         code = 2 if isinstance(error, ConfigError) else 1
     except ImportError as error:  # no Paddle here, or one that is too old: the message says what to do
         if error.name != "paddle":
             raise
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         code = 2
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
-    except BrokenPipeError:
-        # Python would flush standard output once more at exit and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except OSError as error:  # a full disk, a folder without rights
-        print(f"error: {error}", file=sys.stderr)
-        code = 1
+        if isinstance(error, BrokenPipeError) and _is_unread(sys.stdout.fileno()):
+            # Python would flush standard output once more at exit and complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 0
+        else:
+            _say(f"error: {error}")
+            code = 1
     sys.exit(code)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(text, file=sys.stderr)
+
+
+def _is_unread(descriptor: int) -> bool:
+    """Whether nobody reads any more what is written there; Windows does not tell."""
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))

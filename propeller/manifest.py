@@ -1,8 +1,12 @@
-"""The list of a folder's files with sizes and sha256: written last, verified before anything is read."""
+"""Where a run keeps its checkpoints, and the list of a checkpoint's files with sizes and sha256.
+
+That list is written last, and verified before anything is read.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,22 @@ from propeller.errors import CheckpointError
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+STATE = "state.json"
+
+CHECKPOINTS = "checkpoints"
+STEP = "step_"
+# A checkpoint that was saved once more has this behind its name until the first one is gone.
+AGAIN = ".new"
+_NAME = re.compile(rf"{STEP}(\d{{8,}})(?:{re.escape(AGAIN)})?")
+
+
+def list_checkpoints(model_dir: str | Path) -> dict[int, Path]:
+    """The folders of a run's checkpoints by step, ascending; of one that was saved twice the second."""
+    folder = Path(model_dir) / CHECKPOINTS
+    if not folder.is_dir():
+        return {}
+    found = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
+    return dict(sorted((int(match[1]), path) for match, path in found if match and path.is_dir()))
 
 
 def file_entry(path: Path) -> dict[str, Any]:

@@ -157,6 +157,17 @@ def test_propeller_knows_nothing_of_ernie():
             assert not [target for target in targets if target.split(".")[0] == "ernie"], name
 
 
+def test_data_is_used_by_its_face():
+    """What tasks and examples need of it, a user's own code may need as well."""
+    for file in (file for folder in ("ernie", "example") for file in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("propeller.data"):
+                parts = [name.name for name in node.names if f"propeller.data.{name.name}" in MODULES]
+                assert node.module == "propeller.data" and not parts, file
+            assert not (isinstance(node, ast.Attribute) and node.attr == "_node"), file
+    assert "propeller.launch" not in reached("propeller.data.readers"), "data starts no processes"
+
+
 def test_nothing_imports_scripts_or_tests():
     for name, targets in IMPORTS.items():
         assert not [target for target in targets if target.split(".")[0] in NOBODY_IMPORTS], name

@@ -22,7 +22,6 @@ import math
 import os
 import shlex
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -30,8 +29,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from propeller import atomic
+from propeller import atomic, signals
 from propeller.errors import ConfigError, DataError, PropellerError
+from propeller.manifest import CHECKPOINTS
 
 log = logging.getLogger("ernie")
 
@@ -108,12 +108,10 @@ def _numbers(kind: type) -> Any:
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
     grid = {name: getattr(args, name) for name in _GRID if getattr(args, name) is not None}
-    for signum in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # Windows lacks one
-        if signal.getsignal(signum) is not signal.SIG_IGN:  # as `nohup` has it
-            signal.signal(signum, lambda received, _: sys.exit(128 + received))
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    ending = signals.handled(lambda signum, _: sys.exit(128 + signum))
+    with ending, (folder / ".lock").open("w") as lock:
         try:
             atomic.lock_file(lock, wait=False)
         except BlockingIOError:
@@ -186,7 +184,7 @@ def _train(trial: Trial, command: Sequence[str]) -> None:
     if not best.exists():
         raise DataError("there is none: the command exported no best model", path=best)
     atomic.write_text(trial.folder / _RESULT, best.read_text("utf-8"))
-    shutil.rmtree(trial.folder / "checkpoints", ignore_errors=True)  # it is done, nobody goes on with it
+    shutil.rmtree(trial.folder / CHECKPOINTS, ignore_errors=True)  # it is done, nobody goes on with it
 
 
 def _run_to_end(command: Sequence[str], log_file: Path) -> int:

@@ -16,6 +16,7 @@ _ENDS = (".tsv", ".json", ".jsonl", ".txt")
 def argument_parser(description: str) -> ArgumentParser:
     """The flags of every fine-tuning script."""
     parser = ArgumentParser(description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-v", "--verbose", action="store_true", help="log in detail")
     data = parser.add_argument_group("data")
     data.add_argument("--data_dir", help="folder with train, dev and test: folders, or train.tsv and so on")
     for name in ("train", "dev", "test"):

@@ -274,22 +274,41 @@ class MrcProcessor(TextProcessor):
 
         Returns:
             See `cmrc_scores`, or `squad_scores`; where a question may have no answer `best_f1_thresh` and its
-            like among them. Without any question `em`, `f1` and `avg` are `nan`.
+            like among them. Without any question `em`, `f1` and `best_metric` are `nan`.
         """
         rows = [(raw, answer) for raw, answer in zip(raws, answers, strict=True) if is_labelled(raw)]
         if not rows:
-            return dict.fromkeys(("em", "f1", "avg") if self.score == "cmrc" else ("em", "f1"), math.nan)
+            return dict.fromkeys(("em", "f1", self.best_metric), math.nan)
         labelled = [raw for raw, _ in rows]
         if self.score == "cmrc" or not self.search.with_negative:
             score = cmrc_scores if self.score == "cmrc" else squad_scores
             return score(labelled, {raw["id"]: answer["text"] for raw, answer in rows})
         texts, null_odds = best_texts(labelled, [answer for _, answer in rows])
-        return squad_scores(labelled, texts, null_odds, self.search.null_score_diff_threshold)
+        return squad_scores(labelled, texts, null_odds, self.search.null_score_diff_threshold or 0.0)
+
+    @property
+    def seeks_null_threshold(self) -> bool:
+        """Whether `null_score_diff_threshold` is still to be found, by the scores of SQuAD 2.0."""
+        return (
+            self.score == "squad"
+            and self.search.with_negative
+            and self.search.null_score_diff_threshold is None
+        )
+
+    def with_null_threshold(self, threshold: float) -> MrcProcessor:
+        """The same with another `null_score_diff_threshold`."""
+        search = dataclasses.replace(self.search, null_score_diff_threshold=threshold)
+        return type(self)(self.tokenizer, **{**self.settings, "search": search})
 
     @property
     def best_metric(self) -> str:
-        """`f1`; with `cmrc` `avg`, the mean of it and `em`."""
-        return "avg" if self.score == "cmrc" else "f1"
+        """`f1`, or `best_f1` while the threshold is to be found; with `cmrc` `avg`, the mean of `em` and it.
+
+        With a threshold of 0 a good model whose scores for no answer are all too high looks like a bad one.
+        """
+        if self.score == "cmrc":
+            return "avg"
+        return "best_f1" if self.seeks_null_threshold else "f1"
 
 
 def is_labelled(raw: Raw) -> bool:

@@ -108,8 +108,9 @@ def find_null_threshold(
         metric: `f1` or `em`.
 
     Returns:
-        The threshold, and the score in percent that `squad_scores` gives with it. It is the odds of a
-        question, or lies just below all odds if it is best to answer nothing.
+        The threshold, and the score in percent that `squad_scores` gives with it. It lies in the middle
+        between the odds of two questions, so that no rounding of theirs makes a difference, or well beyond
+        all odds if it is best to answer nothing, or everything.
 
     Raises:
         ConfigError: there is no such metric.
@@ -119,14 +120,16 @@ def find_null_threshold(
         raise ConfigError(f"There is no metric {metric!r} of answers; expected 'f1' or 'em'.")
     scores = _squad_each(raws, answers, null_odds)
     ordered = sorted(scores, key=lambda score: score.null_odds)
+    odds = [score.null_odds for score in ordered]
+    beyond = 1 + max(abs(odds[0]), abs(odds[-1]))
     best = current = float(sum(not score.has_answer for score in scores))
-    threshold = math.nextafter(ordered[0].null_odds, -math.inf)
-    for score, following in zip(ordered, [*ordered[1:], None], strict=True):
+    threshold = odds[0] - beyond
+    for score, following in zip(ordered, [*odds[1:], odds[-1] + 2 * beyond], strict=True):
         current += getattr(score, metric) - float(not score.has_answer)
         # Between questions of equal odds no threshold lies.
-        is_last = following is None or following.null_odds > score.null_odds
-        if is_last and current > best:
-            best, threshold = current, score.null_odds
+        if following > score.null_odds and current > best:
+            middle = (score.null_odds + following) / 2
+            best, threshold = current, min(middle, math.nextafter(following, -math.inf))
     return threshold, 100.0 * sum(score.at(metric, threshold) for score in scores) / len(scores)
 
 

@@ -64,7 +64,7 @@ class SpanSearch:
         with_negative: whether a question may have no answer, as in SQuAD 2.0. The empty answer then stands
             among the best.
         null_score_diff_threshold: with `with_negative`, the answer is empty where its score exceeds the best
-            other's by more than this.
+            other's by more than this. None, which counts as 0, leaves it to be found on dev.
 
     Raises:
         ConfigError: a size is no positive whole number, or the threshold no number.
@@ -73,7 +73,7 @@ class SpanSearch:
     n_best_size: int = 20
     max_answer_length: int = 30
     with_negative: bool = False
-    null_score_diff_threshold: float = 0.0
+    null_score_diff_threshold: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("n_best_size", "max_answer_length"):
@@ -81,7 +81,7 @@ class SpanSearch:
             if type(value) is not int or value < 1:
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}.")
         threshold = self.null_score_diff_threshold
-        if type(threshold) not in (int, float) or not np.isfinite(threshold):
+        if threshold is not None and (type(threshold) not in (int, float) or not np.isfinite(threshold)):
             raise ConfigError(f"null_score_diff_threshold must be a finite number, got {threshold!r}.")
 
     def parts(self, start_logits: Floats, end_logits: Floats, in_context: Ints) -> list[Answer]:
@@ -172,8 +172,20 @@ class SpanSearch:
         exponents = np.exp(scores - scores.max())
         for entry, probability in zip(nbest, (exponents / exponents.sum()).tolist(), strict=True):
             entry["probability"] = probability
-        is_null = not found or (self.with_negative and null_odds > self.null_score_diff_threshold)
-        chosen = empty if is_null else found[0]
+        return self.choose({"null_odds": null_odds, "nbest": nbest})
+
+    def choose(self, answer: Mapping[str, Any]) -> Answer:
+        """Chooses by `null_score_diff_threshold` between the best text and no answer.
+
+        Args:
+            answer: `null_odds` and `nbest` of one, also of a search with another threshold.
+
+        Returns:
+            See `answer`.
+        """
+        null_odds, nbest = answer["null_odds"], answer["nbest"]
+        is_null = self.with_negative and null_odds > (self.null_score_diff_threshold or 0.0)
+        chosen = next((entry for entry in nbest if is_null == (not entry["text"])), nbest[0])
         return {
             "text": chosen["text"],
             "start": chosen["start"],

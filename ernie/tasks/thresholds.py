@@ -17,6 +17,7 @@ from propeller.data import Dataset
 from propeller.errors import ConfigError, DataError
 from propeller.metrics import compute_all
 from propeller.metrics.base import Array
+from propeller.processor import Processor
 
 if TYPE_CHECKING:
     from ernie.tasks.classification import ClassificationProcessor
@@ -115,9 +116,8 @@ def check_thresholds(processor: ClassificationProcessor) -> None:
 def tune_thresholds(link: Path, predictor: Predictor, sets: Mapping[str, Dataset]) -> dict[str, float]:
     """Tunes the thresholds of an exported bundle on the first set, and puts them into it.
 
-    The new bundle is another version beside the old one, which `link` leads to afterwards: the model is the
-    same, the thresholds stand in the processor's settings, and the metrics of all sets are those with the
-    thresholds. `best.json`, by which a run that goes on compares, stays as it is.
+    The thresholds stand in the processor's settings, and the metrics of all sets are those with the
+    thresholds; see `publish` for the rest.
 
     Args:
         link: the bundle.
@@ -144,7 +144,7 @@ def tune_thresholds(link: Path, predictor: Predictor, sets: Mapping[str, Dataset
         for metric in found.values():
             metric.update({"logits": logits}, labels, {})
         metrics[name] = {**metrics.get(name, {}), **compute_all(found)}
-    _publish(link, bundle, tuned, metrics)
+    publish(link, bundle, tuned, metrics)
     shown = ", ".join(f"{label}: {value:.4f}" for label, value in list(thresholds.items())[:10])
     score = ", ".join(f"{name}: {metrics[first][name]:.6f}" for name in tuned.metrics())
     log.info("thresholds tuned on %s: %s; there now %s", first, shown, score)
@@ -164,10 +164,20 @@ def _outputs(
     return np.concatenate(logits), np.concatenate(labels)
 
 
-def _publish(
-    link: Path, bundle: Bundle, processor: ClassificationProcessor, metrics: Mapping[str, Mapping[str, Any]]
+def publish(
+    link: Path, bundle: Bundle, processor: Processor, metrics: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Puts a bundle with the same model and another processor in the place of what `link` leads to."""
+    """Puts a bundle with the same model and a tuned processor in the place of what `link` leads to.
+
+    It is another version beside the old one, if `link` is a link. `best.json`, by which a run that goes on
+    compares, stays as it is.
+
+    Args:
+        link: the bundle.
+        bundle: what was read there.
+        processor: the tuned one.
+        metrics: by set name, with what was tuned.
+    """
     is_link = link.is_symlink()
     tuned = bundle.folder.with_name(bundle.folder.name.partition(_TUNED)[0] + _TUNED)
     target = atomic.free_path(tuned) if is_link else link

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,10 @@ import numpy as np
 
 from propeller import atomic, cli
 from propeller.errors import CheckpointError, ConfigError, did_you_mean
-from propeller.manifest import MANIFEST, verify
+from propeller.manifest import CHECKPOINTS, MANIFEST, STATE, list_checkpoints, verify
 from propeller.tensors import each_tensor
 
-STATE = "state.json"
-CHECKPOINTS = "checkpoints"
 BEST = ("weights/best.json", "inference/best.json")
-_STEP = re.compile(r"step_(\d{8,})")
 
 
 def main() -> None:
@@ -46,25 +42,18 @@ def _main() -> int:
         command.add_argument("path", type=Path)
     dump.add_argument("--name", action="append", default=[], help="tensor to print; default: all")
     args = parser.parse_args()
-    checkpoints = _checkpoints(args.path)
+    model_dir = args.path
+    if model_dir.resolve().name == CHECKPOINTS and not (model_dir / CHECKPOINTS).is_dir():
+        model_dir = model_dir.resolve().parent
+    checkpoints = [*list_checkpoints(model_dir).values()]
     if checkpoints and args.command == "show":
-        return _show_run(args.path, checkpoints)
+        return _show_run(model_dir, checkpoints)
     if checkpoints:
         raise ConfigError(f"{args.path} is a whole run; name one of its checkpoints: {checkpoints[-1]}.")
     files = _tensor_files(args.path)
     if args.command == "show":
         return _show(args.path, files)
     return _dump(files, args.name)
-
-
-def _checkpoints(path: Path) -> list[Path]:
-    """The checkpoints of a run in the order of their steps; none if `path` is no run's folder."""
-    folder = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
-    if not folder.is_dir():
-        return []
-    found = ((_STEP.fullmatch(child.name), child) for child in folder.iterdir())
-    steps = [(int(match[1]), child) for match, child in found if match and child.is_dir()]
-    return [child for _, child in sorted(steps)]
 
 
 def _tensor_files(path: Path) -> list[Path]:
@@ -79,7 +68,7 @@ def _tensor_files(path: Path) -> list[Path]:
     return files
 
 
-def _show_run(path: Path, checkpoints: list[Path]) -> int:
+def _show_run(model_dir: Path, checkpoints: list[Path]) -> int:
     """Lists checkpoints and the best exports; returns 1 if a checkpoint is damaged."""
     damaged = 0
     for folder in checkpoints:
@@ -91,7 +80,6 @@ def _show_run(path: Path, checkpoints: list[Path]) -> int:
         size = sum(file.stat().st_size for file in folder.iterdir())
         # Checksums of large files take time: each line as soon as it is known.
         print(f"{folder.name} {size / 1e6:12,.3f} MB  {verdict}", flush=True)
-    model_dir = path if (path / CHECKPOINTS).is_dir() else path.resolve().parent
     exports = sorted(file for pattern in BEST for file in model_dir.glob(f"*/{pattern}"))
     for file in exports:
         print(f"{file.parent.relative_to(model_dir)}: {_best(file)}")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -241,7 +240,7 @@ def start(args: argparse.Namespace, models: dict[str, Path]) -> int:
     settings = settings_from(args, models)
     if args.join is not None:
         _check_join(args.join, settings)
-    cli.setup_logging(logging.DEBUG if settings.verbose else logging.INFO)
+    cli.setup_logging(settings.verbose)
     if args.join is not None:
         from propeller.service.join import join
 

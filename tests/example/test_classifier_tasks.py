@@ -85,6 +85,16 @@ class TestTasks:
         text = (tmp_path / "output/best/submission/STS-B.tsv").read_text()
         assert re.fullmatch(r"index\tprediction\n0\t[0-5]\.\d{6}\n", text)
 
+    def test_a_test_set_without_a_row_of_the_language(self, finetune, tmp_path, write):
+        for name, language in (("train", "zh"), ("dev", "zh"), ("test", "en")):
+            rows = (f"{language}\t{label}\t好\t差" for label in ("neutral", "entailment"))
+            write(tmp_path / f"data/{name}.tsv", "language\tgold_label\tsentence1\tsentence2", *rows)
+        result = finetune("--data_dir", tmp_path / "data", "--task", "xnli")
+        assert result.code == 1
+        assert result.errors == [
+            f"error: {tmp_path}/data/test.tsv: every row was left out; expected examples"
+        ]
+
     @pytest.mark.parametrize(
         ("flags", "hparam", "code", "message"),
         [

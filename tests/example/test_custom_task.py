@@ -53,6 +53,8 @@ def test_it_is_used_like_any_other(installed):
     assert json.loads(done.stdout)["pearson"] > 0.5, done.stderr
     code = f"from ernie import Pipeline; print(Pipeline({bundle!r})(['the hotel is good'])[0]['share'])"
     assert float(run("-c", code).stdout) == pytest.approx(good, abs=1e-4)
+    done = run("-c", f"from ernie import Pipeline; Pipeline({bundle!r})([('a text', 'a second one')])")
+    assert done.returncode == 1 and "takes one text, this is a pair" in done.stderr
 
 
 @pytest.mark.parametrize("line", ["the hotel is fine", "the hotel is fine\tgood", "the hotel is fine\t1.5"])

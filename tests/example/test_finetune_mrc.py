@@ -156,18 +156,14 @@ class TestTraining:
         scores = dict(re.findall(r"(\w+): (-?[\d.]+)", line))
         assert float(scores["em"]) > 90 and float(scores["f1"]) >= float(scores["em"])
         assert int(scores["total"]) == len(dev) < int(scores["n"])  # questions, windows
-        assert "best_f1_thresh" in scores
+        assert float(scores["best_f1"]) >= float(scores["f1"]) and "best_f1_thresh" in scores
         assert "test has no answers with a place in its texts and is left out" in err
         assert "[test evaluation]" not in err
 
     def test_what_data_tells_is_in_the_bundle(self, bundle):
         settings = read_bundle(bundle).metadata["processor"]["settings"]
-        assert settings["search"] == {
-            "n_best_size": 20,
-            "max_answer_length": 30,
-            "with_negative": True,
-            "null_score_diff_threshold": 0.0,
-        }
+        assert isinstance(settings["search"].pop("null_score_diff_threshold"), float)
+        assert settings["search"] == {"n_best_size": 20, "max_answer_length": 30, "with_negative": True}
         assert settings["score"] == "squad"
 
     def test_dev_predictions_lie_beside_the_bundle(self, trained, bundle):
@@ -178,17 +174,33 @@ class TestTraining:
             predictions[name] == (question["answers"][0]["text"] if question["answers"] else "")
             for name, question in dev.items()
         ]
-        em = read_bundle(bundle).metrics["dev"]["em"]
-        assert 100 * sum(right) / len(right) == pytest.approx(em)
+        exported = read_bundle(bundle)
+        metrics, threshold = exported.metrics["dev"], exported.processor().search.null_score_diff_threshold
+        assert 100 * sum(right) / len(right) == pytest.approx(metrics["em"])
+        assert metrics["f1"] == pytest.approx(metrics["best_f1"]) and metrics["best_f1_thresh"] <= threshold
         for name, question in dev.items():
             assert predictions[name] in question["context"]
             assert {"text", "probability", "start_logit", "end_logit"} == set(nbest[name][0])
             assert sum(entry["probability"] for entry in nbest[name]) == pytest.approx(1)
-            assert (predictions[name] == "") == (null_odds[name] > 0)
+            assert (predictions[name] == "") == (null_odds[name] > threshold)
         lines = [json.loads(line) for line in (trained[0] / "dev.jsonl").read_text("utf-8").splitlines()]
         assert {line["id"]: line["prediction"]["text"] for line in lines} == predictions
-        assert f"these score em: {em:.2f}" in err
-        assert re.search(r"the best f1, 100\.00, comes with --null_score_diff_threshold -?[\d.]+ ", err)
+        assert f"null_score_diff_threshold in {bundle}: {threshold:.4f}, with f1 100.00 on dev" in err
+        assert "the answers to dev score em: 100.00, f1: 100.00, " in err
+
+    def test_the_best_is_chosen_by_what_the_best_threshold_gives(self, bundle):
+        assert json.loads((bundle / "best.json").read_text("utf-8"))["metric"] == "best_f1"
+
+    def test_a_threshold_that_is_given_stays(self, finetune):
+        contents = {"train": questions(30, 0, negative=0.5), "dev": questions(30, 1, negative=0.5)}
+        code, folder, err = finetune(contents, "--null_score_diff_threshold", -1e6)
+        assert code == 0, err
+        exported = read_bundle(folder / "output/best/inference")
+        assert exported.processor().search.null_score_diff_threshold == -1e6
+        assert set(files_of(folder / "output/best")[0].values()) == {""}
+        assert exported.metrics["dev"]["NoAns_f1"] == 100 and exported.metrics["dev"]["HasAns_f1"] == 0
+        assert json.loads((exported.folder / "best.json").read_text("utf-8"))["metric"] == "f1"
+        assert "null_score_diff_threshold in" not in err
 
     def test_chinese_without_impossible_questions(self, finetune):
         contents = {
@@ -280,7 +292,7 @@ class TestPrediction:
         )
         assert (code, out) == (0, ""), err
         assert files_of(tmp_path / "out") == files_of(bundle.parent)
-        assert "these score em: " in err
+        assert f"the answers to {folder}/dev.json score em: 100.00, " in err
 
     def test_file_without_answers_and_other_settings(self, call, bundle, trained, tmp_path):
         folder, _, _ = trained
@@ -288,7 +300,7 @@ class TestPrediction:
             "--do_predict", "--bundle", bundle, "--predict_file", folder / "test.json",
             "--output_dir", tmp_path, "--null_score_diff_threshold", -1e6, "--n_best_size", 2,
         )  # fmt: skip
-        assert code == 0 and "these score" not in err, err
+        assert code == 0 and " score " not in err, err
         predictions, nbest, _ = files_of(tmp_path)
         assert set(predictions.values()) == {""} and len(predictions) == 5
         assert all(len(entries) in (2, 3) for entries in nbest.values())

@@ -71,6 +71,17 @@ def finetune(call, workplace, tmp_path):
     return run
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_rank_that_tells_reads_the_data_for_its_report(script, finetune, data, monkeypatch, rank):
+    reported = []
+    monkeypatch.setenv("PADDLE_TRAINER_ID", str(rank))
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    monkeypatch.setattr(script, "report", lambda *_: reported.append(1))
+    monkeypatch.setattr(script.finetuning, "fit", lambda *_, **__: None)
+    assert finetune("--data_dir", data).code == 0
+    assert len(reported) == (0 if rank else 2)
+
+
 @pytest.fixture
 def predict(call, tmp_path):
     """`predict(lines, *flags)` gives a line for each."""

@@ -8,8 +8,10 @@ import hashlib
 import json
 import math
 import os
+import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,67 @@ def test_new_folder_does_not_replace(tmp_path):
         pytest.fail("must not get here")
     assert names(tmp_path) == ["target"]
     assert names(target) == ["old"]
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "file").write_text("old")
+    rename, failures = Path.rename, [OSError(errno.EIO, "Input/output error")]
+
+    def failing(self, new):
+        if new == target and failures:
+            raise failures.pop()
+        return rename(self, new)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    for content in ("old", "new"):
+        expected = contextlib.nullcontext() if content == "new" else pytest.raises(OSError, match="/output")
+        with expected, atomic.new_folder(target, replace=True) as folder:
+            (folder / "file").write_text("new")
+        assert (target / "file").read_text() == content
+        assert names(tmp_path) == ["target"]
+
+
+def test_modes_are_those_that_the_umask_gives(tmp_path, monkeypatch):
+    """Without a change of it, which other threads would work under."""
+    before = os.umask(0o027)
+    try:
+        monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask was changed"))
+        atomic.write_text(tmp_path / "file", "x")
+        with atomic.new_folder(tmp_path / "folder"):
+            pass
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("file", "folder")]
+    assert modes == [0o640, 0o750]
+
+
+def test_what_a_link_leads_to_gets_the_content(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("old")
+    for name in ("file", "new"):
+        link = tmp_path / name
+        link.symlink_to(Path("there") / name)
+        atomic.write_text(link, "content")
+        assert link.is_symlink() and (tmp_path / "there" / name).read_text() == "content"
+    assert names(tmp_path) == ["file", "new", "there"] and names(tmp_path / "there") == ["file", "new"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_is_written_and_not_replaced(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(KeyboardInterrupt), atomic.new_file(fifo) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    with ThreadPoolExecutor() as threads:
+        read = threads.submit(fifo.read_text)
+        atomic.write_text(fifo, "content")
+        assert stat.S_ISFIFO(fifo.stat().st_mode)
+        assert read.result(60) == "content"
+    assert names(tmp_path) == ["fifo"]
 
 
 def test_write_text_replaces_in_one_rename(tmp_path):
@@ -258,6 +321,22 @@ def test_manifest_names_the_damage(listed, damage, message):
     damage(listed)
     with pytest.raises(CheckpointError, match=message):
         manifest.verify(listed)
+
+
+def test_checkpoints_are_listed_by_step(tmp_path):
+    assert manifest.list_checkpoints(tmp_path) == {}
+    folder = tmp_path / "checkpoints"
+    listed = ["step_00000003", "step_00000020", "step_00000020.new", "step_100000000", "step_00000001.new"]
+    for name in [*listed, ".step_00000004.x1y2z3", "step_5", "step_00000006.old", "step_00000007.new.new"]:
+        (folder / name).mkdir(parents=True)
+    (folder / "step_00000008").write_text("in the way")
+    found = manifest.list_checkpoints(str(tmp_path))
+    assert [*found.items()] == [
+        (1, folder / "step_00000001.new"),
+        (3, folder / "step_00000003"),
+        (20, folder / "step_00000020.new"),
+        (100000000, folder / "step_100000000"),
+    ]
 
 
 def test_set_aside_takes_the_first_free_name(tmp_path, monkeypatch):

@@ -154,6 +154,13 @@ def test_only_integers_have_a_largest_id():
         ArraySpec("weight", "float32", ("batch",), max_value=1)
 
 
+@pytest.mark.parametrize("name", [".nfs0000000000a1", ".DS_Store", ".gitattributes", "README.md", "LICENSE"])
+def test_a_file_that_nothing_loads_does_no_harm(folder, name):
+    complete(folder)
+    (folder / name).write_text("", "utf-8")
+    read_bundle(folder)
+
+
 def test_a_file_that_was_put_there_later_is_refused(folder):
     complete(folder)
     (folder / "best.json").write_text("{}", "utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import subprocess
@@ -78,6 +79,28 @@ def test_a_reader_that_went_away_ends_quietly(root, flush):
     assert (process.returncode, errors) == (0, "")
 
 
+def test_a_broken_pipe_that_is_not_standard_output_is_an_error(capfd):
+    with pytest.raises(SystemExit) as stop:
+        cli.run(raising(BrokenPipeError(errno.EPIPE, "Broken pipe")))
+    assert stop.value.code == 1
+    assert capfd.readouterr().err == "error: [Errno 32] Broken pipe\n"
+
+
+def test_what_nobody_reads_does_not_change_the_exit_code(root):
+    code = (
+        "import sys; from propeller import cli; from propeller.errors import Interrupted\n"
+        "def main():\n    sys.stdin.read(); raise Interrupted('saved', 1)\n"
+        "cli.run(main)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=root
+    )
+    process.stderr.close()
+    process.stderr = None
+    process.communicate(b"", timeout=60)
+    assert process.returncode == 129
+
+
 def test_logging_goes_to_standard_error_once(loggers, capsys):
     cli.setup_logging()
     cli.setup_logging()
@@ -90,7 +113,10 @@ def test_logging_goes_to_standard_error_once(loggers, capsys):
     assert [line.split(" ", 2)[2] for line in lines] == ["INFO one", "WARNING two"]
 
 
-def test_logging_level(loggers, capsys):
-    cli.setup_logging(logging.WARNING)
-    logging.getLogger("propeller").info("one")
-    assert capsys.readouterr().err == ""
+@pytest.mark.parametrize("rank, expected", [("0", "one"), ("1", "")])
+def test_verbose_logs_in_detail_but_only_on_rank_0(loggers, capsys, monkeypatch, rank, expected):
+    monkeypatch.setenv("PADDLE_TRAINER_ID", rank)
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    cli.setup_logging(verbose=True)
+    logging.getLogger("propeller").debug("one")
+    assert capsys.readouterr().err.partition("] ")[2].strip() == expected

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from propeller import atomic, launch
+from propeller import atomic, cores, launch
 from propeller.errors import ConfigError
 from propeller.types import RunConfig
 
@@ -49,9 +49,9 @@ def test_a_port_that_is_taken():
 
 class TestRankFromEnvironment:
     def test_ranks(self):
-        assert launch.rank_from_environment({}) == (0, 1)
-        assert launch.rank_from_environment({"PADDLE_TRAINER_ID": "2", "PADDLE_TRAINERS_NUM": "4"}) == (2, 4)
-        assert launch.rank_from_environment({"PADDLE_TRAINER_ID": "0"}) == (0, 1)
+        assert cores.rank_from_environment({}) == (0, 1)
+        assert cores.rank_from_environment({"PADDLE_TRAINER_ID": "2", "PADDLE_TRAINERS_NUM": "4"}) == (2, 4)
+        assert cores.rank_from_environment({"PADDLE_TRAINER_ID": "0"}) == (0, 1)
 
     @pytest.mark.parametrize(
         ("rank", "size"), [("4", "4"), ("-1", "2"), ("x", "2"), ("0", "0"), ("", "2"), ("1", None)]
@@ -59,7 +59,7 @@ class TestRankFromEnvironment:
     def test_nonsense(self, rank, size):
         environ = {"PADDLE_TRAINER_ID": rank} | ({} if size is None else {"PADDLE_TRAINERS_NUM": size})
         with pytest.raises(ConfigError, match=f"PADDLE_TRAINER_ID is '{rank}' and PADDLE_TRAINERS_NUM is "):
-            launch.rank_from_environment(environ)
+            cores.rank_from_environment(environ)
 
 
 class TestDisconfig:
@@ -80,7 +80,7 @@ class TestDisconfig:
             "PADDLE_LOCAL_SIZE": str(local_size),
             "PADDLE_DISTRI_BACKEND": "gloo",
         }
-        assert launch.rank_from_environment(environ) == (rank, 3)
+        assert cores.rank_from_environment(environ) == (rank, 3)
 
     @pytest.mark.parametrize(("shown", "card"), [("0,1", "1"), ("3", "0")])
     def test_the_card_of_a_rank(self, monkeypatch, tmp_path, shown, card):

@@ -62,11 +62,22 @@ def test_registered_here(monkeypatch):
     assert register_processor(cls) is cls
     assert register_processor(cls) is cls
     assert find_processor("doubling") is cls
-    other = make("doubling")
-    other.__qualname__ = "Other"
-    with pytest.raises(PropellerError, match="Two processors are called 'doubling': .*Doubling.*Other"):
+
+
+def test_a_class_that_is_defined_anew_takes_the_place_of_the_one_before():
+    register_processor(make("edited"))
+    again = register_processor(make("edited"))
+    assert find_processor("edited") is again
+
+
+@pytest.mark.parametrize(("place", "value"), [("__qualname__", "Other"), ("__module__", "other.package")])
+def test_two_classes_of_one_name(place, value):
+    cls, other = make("claimed"), make("claimed")
+    setattr(other, place, value)
+    register_processor(cls)
+    with pytest.raises(PropellerError, match="Two processors are called 'claimed': .*Doubling and"):
         register_processor(other)
-    assert find_processor("doubling") is cls
+    assert find_processor("claimed") is cls
 
 
 def test_found_by_the_entry_point_of_an_installed_package(tmp_path, monkeypatch):

@@ -74,7 +74,7 @@ def sets_of(processor, raws=RAWS):
     groups = Groups("train", Dataset.from_list(processor.prepare(raws)))
     examples = groups.training(COLUMNS, pad_values=processor.pad_values, teaches=is_answered, lead=1)
     (train,) = examples.padded_batch(len(examples), processor.pad_values)
-    (rows,) = groups.evaluation().bucket(batch_size=9, pad_values=processor.pad_values, key="input_ids")
+    (rows,) = groups.evaluation(9, pad_values=processor.pad_values, lead=1)
     return train, rows
 
 

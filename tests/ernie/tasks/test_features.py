@@ -123,7 +123,7 @@ def test_layer_numbers():
     assert layer_numbers(" 0, -1,2,-3 ,4", 4) == [0, 2, 4]
 
 
-@pytest.mark.parametrize("text", ["5", "-5", "x", "1;2", "1.0"])
+@pytest.mark.parametrize("text", ["5", "-5", "--1", "x", "1;2", "1.0"])
 def test_layers_that_are_not_there(text):
     with pytest.raises(ConfigError, match=r"is not there; the model has 0 \(embeddings\), 1 to 4"):
         layer_numbers(text, 4)

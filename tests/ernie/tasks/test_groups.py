@@ -95,20 +95,52 @@ def test_rows_that_lead_stand_in_every_piece():
     assert [example["input_ids"][:, 0].tolist() for example in everything_right] == [[0, 1, 2], [0, 1, 3]]
 
 
+@pytest.mark.parametrize("size", [2, 3, 4, 7])
+@pytest.mark.parametrize(
+    "labels", [[3] * 4 + [2] * 4 + [1] * 4, [1, 1, 2, 2], [4, 1, 1, 1, 1, 1], [2] * 9 + [5]]
+)
+def test_grades_without_a_row_of_grade_0(size, labels):
+    """The rows of a query in the order of their grades, as files have them, none of them irrelevant."""
+    pieces = list(training(labels, size=size))
+    assert all(differ(piece["label"].tolist()) for piece in pieces)
+    assert {row for piece in pieces for row in piece["input_ids"][:, 0].tolist()} == set(range(len(labels)))
+
+
+def test_every_grade_meets_the_others():
+    pairs = set()
+    for piece in training([3] * 4 + [2] * 4 + [1] * 4, size=4):
+        pairs |= set(itertools.permutations(piece["label"].tolist(), 2))
+    assert pairs >= {(3, 2), (3, 1), (2, 1)}
+
+
+def evaluated(batches):
+    """The rows of each batch, and the group of each row."""
+    return [(batch["input_ids"][:, 0].tolist(), batch["group"].tolist()) for batch in batches]
+
+
 def test_evaluation_batches_hold_whole_groups():
     rows = rows_of([0, 1, 0], [1], [0, 0], [1, 0, 0, 0], [2, 1])
-    dataset = Groups("dev", rows).evaluation()
-    assert len(dataset) == 5
-    batches = list(dataset.bucket(batch_size=2, pad_values=PAD_VALUES, key="input_ids"))
-    found = [number for batch in batches for number in batch["input_ids"][:, 0].tolist()]
+    batches = list(Groups("dev", rows).evaluation(2, pad_values=PAD_VALUES))
+    found = [number for members, _ in evaluated(batches) for number in members]
     assert sorted(found) == list(range(12)) and len(batches) == 3
     groups = [set(batch["group"].tolist()) for batch in batches]
     assert sum(map(len, groups)) == 5 == len(set().union(*groups)), "none is split"
     for batch in batches:
         assert [f"q{number}" for number in batch["group"]] == batch["query"]
         assert PADDING not in batch["label"]
-    with pytest.raises(ConfigError, match="without in_tokens"):
-        dataset.bucket(max_tokens=100)
+
+
+def test_evaluation_batches_are_bounded(monkeypatch):
+    monkeypatch.setattr("ernie.tasks.groups.MAX_ROWS", 6)
+    rows = rows_of([1] * 4 + [0] * 9, [1, 0, 0], [1, 0])
+    batches = list(Groups("dev", rows).evaluation(9, pad_values=PAD_VALUES))
+    found = evaluated(batches)
+    assert all(len(members) <= 6 for members, _ in found)
+    assert sorted(number for members, _ in found for number in members) == list(range(18)), "each row once"
+    assert all(differ(batch["label"].tolist()) for batch in batches), "the loss has something to count"
+    found = evaluated(Groups("dev", rows).evaluation(9, pad_values=PAD_VALUES, lead=1))
+    assert [0 in members for members, groups in found if 0 in groups] == [True] * 3, "what leads is in all"
+    assert {number for members, _ in found for number in members} == set(range(18))
 
 
 def test_the_signature_follows_the_data():

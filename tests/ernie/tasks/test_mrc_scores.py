@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import math
 import random
 
 import pytest
@@ -146,6 +147,18 @@ def test_null_threshold_where_it_is_best_to_answer_nothing():
     threshold, score = find_null_threshold(raws, {"a": "y", "b": "x"}, {"a": 1.0, "b": 1.0})
     # No threshold lies between equal odds, where the official search finds 100 percent.
     assert threshold < 1.0 and score == 50.0
+
+
+def test_null_threshold_is_not_a_matter_of_rounding():
+    raws = [raw("a", "x"), raw("b", "x"), raw("c", is_impossible=True), raw("d", is_impossible=True)]
+    answers = dict.fromkeys("abcd", "x")
+    assert find_null_threshold(raws, answers, {"a": -4.0, "b": 1.0, "c": 2.0, "d": 3.0}) == (1.5, 100.0)
+    threshold, _ = find_null_threshold(raws[:2], answers, {"a": 1.0, "b": 2.0})
+    assert threshold > 2.5, "answers everything"
+    threshold, _ = find_null_threshold(raws[2:], answers, {"c": 1.0, "d": 2.0})
+    assert threshold < 0.5, "answers nothing"
+    high = math.nextafter(2.0, 3.0)
+    assert find_null_threshold(raws[1:3], answers, {"b": 2.0, "c": high}) == (2.0, 100.0)
 
 
 @pytest.mark.parametrize(

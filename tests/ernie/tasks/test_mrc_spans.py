@@ -157,6 +157,10 @@ class TestNoAnswer:
         assert answer["text"] == text
         assert [entry["text"] for entry in answer["nbest"]][:2] == ["", "b"]
         assert answer["score"] == answer["nbest"][0 if text == "" else 1]["probability"]
+        undecided = self.run(3.0, with_negative=True)
+        assert undecided["text"] == "", "as with a threshold of 0"
+        search = SpanSearch(with_negative=True, null_score_diff_threshold=threshold)
+        assert search.choose(undecided) == answer
 
     def test_is_no_choice_where_every_question_has_one(self):
         answer = self.run(3.0)
@@ -164,8 +168,9 @@ class TestNoAnswer:
         assert answer["null_odds"] == pytest.approx(1)
 
     def test_a_text_stays_among_the_best(self):
-        texts = [entry["text"] for entry in self.run(3.0, with_negative=True, n_best_size=1)["nbest"]]
-        assert texts == ["", "b"]
+        answer = self.run(3.0, with_negative=True, n_best_size=1)
+        assert [entry["text"] for entry in answer["nbest"]] == ["", "b"]
+        assert SpanSearch(with_negative=True, null_score_diff_threshold=2.0).choose(answer)["text"] == "b"
 
     @pytest.mark.parametrize("with_negative", [True, False])
     def test_empty_context(self, with_negative):
@@ -174,6 +179,7 @@ class TestNoAnswer:
         answer = run(SpanSearch(with_negative=with_negative), "", [window], [row])
         assert (answer["text"], answer["start"], answer["end"], answer["score"]) == ("", 0, 0, 1.0)
         assert answer["null_odds"] == 5.0
+        assert SpanSearch(with_negative=with_negative, null_score_diff_threshold=9.0).choose(answer) == answer
         assert answer["nbest"] == [
             {"text": "", "start": 0, "end": 0, "start_logit": 2.0, "end_logit": 3.0, "probability": 1.0}
         ]

@@ -59,7 +59,7 @@ def sets_of(processor):
     pad_values = processor.pad_values
     examples = groups.training(COLUMNS, pad_values=pad_values, teaches=differ)
     (train,) = examples.padded_batch(len(examples), pad_values)
-    (rows,) = groups.evaluation().bucket(batch_size=9, pad_values=pad_values, key="input_ids")
+    (rows,) = groups.evaluation(9, pad_values=pad_values)
     return train, rows
 
 
@@ -78,6 +78,20 @@ def test_groups_and_rows_have_one_loss(make, loss, weight):
     assert found == pytest.approx(weight)
     model.mode = RunMode.EVAL
     assert loss_of(model, rows) == (pytest.approx(total, rel=1e-5), pytest.approx(weight))
+
+
+@pytest.mark.parametrize("loss", ["pointwise", "pairwise"])
+def test_an_evaluation_encodes_a_few_rows_at_a_time(make, loss, monkeypatch):
+    """However many candidates a query has."""
+    model, processor = make(loss, mode=RunMode.EVAL)
+    _, rows = sets_of(processor)
+    features = Batch.of(model, rows).features
+    whole = model(features)["logits"].numpy()
+    monkeypatch.setattr("ernie.tasks.ranking_model._ROWS_TOGETHER", 2)
+    sizes, encode = [], model._logits
+    monkeypatch.setattr(model, "_logits", lambda ids, types: sizes.append(len(ids)) or encode(ids, types))
+    np.testing.assert_allclose(model(features)["logits"].numpy(), whole, atol=1e-6)
+    assert sizes == [2, 2, 2, 1]
 
 
 def test_rows_of_groups_keep_their_order(make):

@@ -100,7 +100,7 @@ def test_places_that_do_not_tell(tmp_path, cache_dir):
     for options in ({}, {"data_dir": tmp_path, "files": [tmp_path]}):
         with pytest.raises(ConfigError, match="expected one of the two"):
             build(**options)
-    with pytest.raises(ConfigError, match="empty list of files"):
+    with pytest.raises(ConfigError, match="the data set .* has an empty list of files"):
         build(files=[])
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from propeller.data import Dict, Pad, Stack, Tuple
+from propeller.data import Dict, Pad, Stack, Tuple, pad_batch
 from propeller.errors import ConfigError, DataError
 
 IDS = [[1, 2, 3, 4], [5, 6, 7], [8, 9]]
@@ -63,7 +63,7 @@ def test_pad_along_another_axis():
 
 def test_pad_takes_the_dtype_of_the_fields():
     check(Pad(-1)([np.array([1, 2], "int8"), np.array([3], "int8")]), [[1, 2], [3, -1]], "int8")
-    check(Pad()([[1.5], [2, 3]]), [[1.5, 0], [2, 3]], "float64")
+    check(Pad()([[1.5], [2, 3]]), [[1.5, 0], [2, 3]], "float32")
     # Not cut off, whichever comes first.
     check(Pad()([np.array([1], "int32"), np.array([1.5, 2])]), [[1, 0], [1.5, 2]], "float64")
     check(Pad()([[], [1, 2]]), [[0, 0], [1, 2]])
@@ -119,7 +119,10 @@ def test_stack():
     check(Stack(axis=1)([[1, 2], [3, 4], [5, 6]]), [[1, 3, 5], [2, 4, 6]])
     check(Stack(-1)([[1, 2], [3, 4]]), [[1, 3], [2, 4]])
     check(Stack(dtype="int64")([1, 2.0]), [1, 2])
-    check(Stack()([1, 2.5]), [1, 2.5], "float64")
+    check(Stack()([1, 2.5]), [1, 2.5], "float32")
+    check(Stack()([0.5, 0.25]), [0.5, 0.25], pad_batch([{"x": 0.5}, {"x": 0.25}])["x"].dtype)
+    check(Stack()([np.float64(0.1), 0.2]), [0.1, 0.2], "float64")
+    check(Stack(dtype="float64")([0.1, 0.2]), [0.1, 0.2], "float64")
     check(Stack(dtype="float32")([[1], [2]]), [[1], [2]], "float32")
     check(Stack(dtype="bool")([0, 2]), [False, True], "bool")
     assert Stack()(["a", "bc"]).tolist() == ["a", "bc"]

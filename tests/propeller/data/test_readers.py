@@ -139,11 +139,12 @@ def test_an_entry_point(root, monkeypatch, tmp_path):
     (folder / "other-1.dist-info").mkdir(parents=True)
     (folder / "other-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1\n")
     (folder / "other-1.dist-info" / "entry_points.txt").write_text(
-        "[propeller.readers]\nlines = other:lines\n"
+        "[propeller.readers]\nother = other:readers\n"
     )
     (folder / "other.py").write_text(
         "from propeller.data import Dataset, DatasetReader\n"
         "lines = DatasetReader(lambda path, split: Dataset.from_file(path), {'train': ['lines.txt']})\n"
+        "readers = {'lines': lines}\n"
     )
     monkeypatch.syspath_prepend(folder)
     assert list(load_dataset("lines", data_files=root / "words" / "training.txt")) == ["a", "b"]

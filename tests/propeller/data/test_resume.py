@@ -13,6 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from propeller.data import Dataset, RecordWriter
+from propeller.data.node import Context
+from propeller.data.sources import ListSource
+from propeller.data.transforms import Shuffle
 from propeller.errors import ConfigError, DataError
 
 LONGEST_RUN = 36
@@ -158,6 +161,35 @@ def test_epoch_of_a_position(sources, batch):
     assert dataset.epoch(None) == 0
 
 
+def test_iterations_in_other_threads_change_no_permutation():
+    node = Shuffle(ListSource(range(64)), 0)
+    order = node._order(Context(0)).tolist()
+
+    class Interrupted(Context):
+        """While two of it are compared, another iteration asks for its own permutation."""
+
+        def __eq__(self, other):
+            node._order(Context(0, epoch=1))
+            return True
+
+    assert node._order(Interrupted(0)).tolist() == order
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda d: d.bucket(batch_size=2, pool_size=4),
+        lambda d: d.shuffle(4),
+        lambda d: d.map(list, batched=True, batch_size=4),
+    ],
+    ids=["bucket", "shuffle", "chunks"],
+)
+def test_a_pool_that_begins_an_epoch_is_of_that(sources, pool):
+    dataset = pool(sources["list"].take(4).repeat(3))
+    found = [dataset.epoch(json.loads(json.dumps(position))) for _, position in dataset.iterate()]
+    assert found == sorted([0, 1, 2] * (len(found) // 3))
+
+
 def test_indexed_sources_and_plain_files_jump(sources, caplog, monkeypatch):
     caplog.set_level(logging.INFO, "propeller")
     converted = []
@@ -180,7 +212,7 @@ def test_streams_replay_and_say_so_once(sources, caplog, name, position):
     assert record.levelno == logging.INFO and "replaying" in record.getMessage()
 
 
-@pytest.mark.parametrize("position", ["x", -1, [0], [0, 1, 2, 3], {"a": 1}, 1.5])
+@pytest.mark.parametrize("position", ["x", -1, [0], [0, 1, 2, 3, 4], {"a": 1}, 1.5])
 def test_a_position_of_another_pipeline_is_an_error(sources, position):
     for dataset in (sources["list"], sources["file"], sources["list"].repeat(), sources["list"].shuffle(3)):
         with pytest.raises(DataError, match="another pipeline"):

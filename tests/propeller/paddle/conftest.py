@@ -162,16 +162,19 @@ from propeller import cli
 
 @pytest.fixture
 def start_child(tmp_path, root):
-    """`start_child(code, config, argument)` runs code that finds the two in `sys.argv[2:]`."""
+    """`start_child(code, config, argument)` runs code that finds the two in `sys.argv[2:]`.
+
+    What else it gets is `Popen`'s, in place of pipes for the standard streams.
+    """
     processes = []
 
-    def start(code, config, argument):
+    def start(code, config, argument, **options):
         script = tmp_path / "child.py"
         script.write_text(CHILD + code, "utf-8")
         process = subprocess.Popen(
             [sys.executable, script, __file__, json.dumps(config.to_dict()), str(argument)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)},
+            text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)},
+            **{"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
         )  # fmt: skip
         processes.append(process)
         return process

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import propeller.paddle as propeller
-from propeller.errors import CheckpointError, PropellerError
+from propeller.errors import CheckpointError, Interrupted, PropellerError
 from propeller.paddle.runtime import paddle
 from propeller.paddle.train.checkpoint import Checkpointer, load_checkpoint
 from propeller.types import RunState
@@ -260,12 +260,15 @@ def test_what_a_killed_save_left_is_cleared_away(three_checkpoints, toy, train_d
 
 
 CODE = """
+import contextlib
+
 class Wait(propeller.Hook):
     name = "wait"
     def step_end(self, state, result):
         if state.step == int(sys.argv[3]):
             print("holding", flush=True)
-            sys.stdin.readline()
+            with contextlib.suppress(OSError):  # of a terminal that is gone
+                sys.stdin.readline()
 
 def main():
     config = propeller.RunConfig.from_dict(json.loads(sys.argv[2]))
@@ -293,7 +296,7 @@ def start(start_child):
 
 
 def test_killed_again_and_again_it_ends_with_the_same_bits(full_run, run_config, start):
-    """SIGTERM, Ctrl-C and kill -9 to real processes; what is left goes on here."""
+    """SIGTERM, SIGHUP, Ctrl-C and kill -9 to real processes; what is left goes on here."""
     straight = run_config("straight", eval_steps=5, log_steps=1)
     killed = run_config("killed", eval_steps=5, log_steps=1)
     full_run(straight)
@@ -309,18 +312,19 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(full_run, run_config,
     )
     assert steps_of(killed) == [10]
 
-    child = start(killed, wait_at=17)
-    child.send_signal(signal.SIGINT)
-    errors = child.communicate("\n", timeout=60)[1]
-    assert child.returncode == 130, errors
-    assert "Stopped by SIGINT at step 17" in errors and "Traceback" not in errors
-    assert steps_of(killed) == [10, 17]
+    for number, step in ((signal.SIGHUP, 14), (signal.SIGINT, 17)):
+        child = start(killed, wait_at=step)
+        child.send_signal(number)
+        errors = child.communicate("\n", timeout=60)[1]
+        assert child.returncode == 128 + number, errors
+        assert f"Stopped by {number.name} at step {step}" in errors and "Traceback" not in errors
+    assert steps_of(killed) == [10, 14, 17]
 
     child = start(killed, wait_at=27)
     child.kill()
     child.communicate()
     assert child.returncode == -signal.SIGKILL
-    assert steps_of(killed) == [10, 17, 20]
+    assert steps_of(killed) == [14, 17, 20]
 
     full_run(killed)
     assert_same_checkpoint(straight, killed, 60)
@@ -334,15 +338,34 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(full_run, run_config,
     assert steps[0] == steps[1], "each step and evaluation stands there once"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there are no terminals of this kind")
+def test_a_terminal_that_goes_away_leaves_a_checkpoint(run_config, start_child):
+    """As when the connection is lost: SIGHUP comes, and nothing can be said any more."""
+    config = run_config(log_steps=1)
+    ours, theirs = os.openpty()
+    take_it = "import os\nos.open(os.ttyname(0), os.O_RDWR)  # the terminal of this session, from now on\n"
+    child = start_child(
+        take_it + CODE, config, 3, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
+    os.close(theirs)
+    said = b""
+    while b"holding" not in said:
+        said += os.read(ours, 1 << 16)  # fails where the child has ended
+    os.close(ours)
+    assert child.wait(60) == 128 + signal.SIGHUP
+    assert steps_of(config) == [3]
+
+
 def test_handlers_are_put_back(toy, run_config, train_data, recorder):
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
     during = []
 
     def act(event, state):
         during.append(signal.getsignal(signal.SIGTERM))
 
     propeller.Learner(toy, run_config(max_steps=1)).train(train_data, hooks=[recorder(act=act)])
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(number) for number in numbers] == before
     assert any(handler is not before[1] for handler in during)
 
 
@@ -358,3 +381,31 @@ def test_the_second_ctrl_c_ends_at_once(toy, run_config, train_data, recorder):
         propeller.Learner(toy, config).train(train_data, hooks=[recorder(act=act)])
     assert steps_of(config) == []
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_sighup_may_come_twice(toy, run_config, train_data, recorder):
+    """From the shell, and from the system when that has ended."""
+
+    def act(event, state):
+        if event == "step_end":
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGHUP)
+
+    config = run_config()
+    with pytest.raises(Interrupted, match="Stopped by SIGHUP at step 1"):
+        propeller.Learner(toy, config).train(train_data, hooks=[recorder(act=act)])
+    assert steps_of(config) == [1]
+
+
+def test_a_signal_that_is_ignored_stays_so(toy, run_config, train_data, recorder, monkeypatch):
+    """Ctrl-C is not for what a script has started in the background."""
+
+    def act(event, state):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        state = propeller.Learner(toy, run_config(max_steps=2)).train(train_data, hooks=[recorder(act=act)])
+        assert state.step == 2 and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -121,8 +123,17 @@ def test_a_batch_without_weight_is_an_error(toy, run_config, train_data):
         def loss(self, predictions, labels):
             return super().loss(predictions, labels)[0], paddle.zeros([])
 
-    with pytest.raises(DataError, match="weight 0: there is nothing in it to learn from"):
+    message = r"^At step 1: The loss of a batch has the weight 0: there is nothing in it .*\. Leave out exa"
+    with pytest.raises(DataError, match=message):
         propeller.Learner(Weightless, run_config()).train(train_data)
+    with pytest.raises(DataError, match="^The evaluation data has a loss of the weight 0"):
+        propeller.Learner(Weightless, run_config(), None, RANDOM).evaluate(train_data.take(1))
+
+
+def test_of_several_sets_the_empty_one_is_named(toy, run_config, train_data, dev_data):
+    sets = {"dev": dev_data, "held out": Dataset.from_list([]).padded_batch(2)}
+    with pytest.raises(DataError, match="^The evaluation set 'held out' gave no batch"):
+        propeller.Learner(toy, run_config(max_steps=1)).train(train_data, eval_datasets=sets)
 
 
 def test_a_name_that_is_taken_is_refused_before_anything_is_run(toy, run_config, dev_data):
@@ -135,6 +146,9 @@ def test_a_name_that_is_taken_is_refused_before_anything_is_run(toy, run_config,
 
     with pytest.raises(ConfigError, match="A metric cannot be called 'n': every evaluation has that already"):
         propeller.Learner(Clash, run_config(), None, RANDOM).evaluate(dev_data)
+    with pytest.raises(ConfigError, match="A metric cannot be called 'n'"):
+        propeller.Learner(Clash, run_config()).train(dev_data, eval_datasets={"dev": dev_data})
+    assert not Path(run_config().model_dir).exists()
 
 
 def test_eval_max_steps_and_host_columns(toy, run_config, dev_data):

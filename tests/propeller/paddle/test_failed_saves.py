@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import os
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def read_only(*args, **options):
         ("safetensors.paddle.save_file", full, "No space left on device"),
         ("propeller.manifest.write", full, "No space left on device"),
         ("pathlib.Path.rename", read_only, "Read-only file system"),
-        ("tempfile.mkdtemp", read_only, "Read-only file system"),
+        ("os.mkdir", read_only, "Read-only file system"),
     ],
 )
 def test_a_save_that_fails_anywhere(saved, toy, train_data, monkeypatch, place, failure, said):
@@ -120,6 +121,49 @@ def test_the_same_step_once_more_takes_the_place(saved):
     assert names_in(config) == ["step_00000002"]
     assert not (folder_of(config, 2) / "left.txt").exists()
     assert checkpoints.load(2).state.tokens == 7
+
+
+class Killed(BaseException):
+    """As by kill -9: nothing of what would be tidied up happens any more."""
+
+
+def kill_at(patch, number):
+    """From the `number`-th rename or removal on nothing reaches the disk."""
+    calls = itertools.count()
+
+    def cut(real):
+        def call(*args, **options):
+            if next(calls) >= number:
+                raise Killed
+            return real(*args, **options)
+
+        return call
+
+    for owner, name in ((Path, "rename"), (os, "unlink"), (os, "rmdir")):
+        patch.setattr(owner, name, cut(getattr(owner, name)))
+
+
+def test_killed_anywhere_in_a_save_of_the_same_step(saved, monkeypatch):
+    """One of the two is loaded, also where there is no other checkpoint; what was left goes with the next."""
+    config, first = saved
+    second = dataclasses.replace(first, state=dataclasses.replace(first.state, tokens=7))
+    found, left = [], set()
+    for number in itertools.count():
+        with monkeypatch.context() as patch:
+            kill_at(patch, number)
+            try:
+                Checkpointer(config.model_dir, 3).save(second)
+                break
+            except Killed:
+                left.update(name for name in names_in(config) if not name.startswith("."))
+        latest = Checkpointer(config.model_dir, 3).load_latest()
+        assert latest is not None
+        found.append(latest.state)
+        Checkpointer(config.model_dir, 3).save(first)
+        assert names_in(config) == ["step_00000002"]
+        assert load_checkpoint(folder_of(config, 2)).state == first.state
+    assert found == [first.state, *[second.state] * (number - 1)] and number > 5
+    assert left == {"step_00000002", "step_00000002.new"}
 
 
 def test_a_file_where_the_folder_of_checkpoints_should_be(toy, run_config, train_data):

@@ -13,7 +13,7 @@ import pytest
 
 SCRIPT = """
 import os, signal, sys
-from propeller import cli, launch
+from propeller import cli, cores, launch
 from propeller.config import ArgumentParser, parse_runconfig
 def main():
     parser = ArgumentParser()
@@ -23,14 +23,14 @@ def main():
     code = launch.relaunch(args.nproc, parse_runconfig(args))
     return globals()[args.task]() if code is None else code
 def sum():
-    rank, size = launch.rank_from_environment()
+    rank, size = cores.rank_from_environment()
     from propeller.paddle.runtime import paddle
     paddle.distributed.init_parallel_env()
     total = paddle.to_tensor([rank + 1.0])
     paddle.distributed.all_reduce(total)
     sys.stderr.write(f"rank {rank} of {size}: {total.item()}, {os.environ['OMP_NUM_THREADS']} threads\\n")
 def fail():
-    rank, size = launch.rank_from_environment()
+    rank, size = cores.rank_from_environment()
     if rank == 1:
         raise ValueError("rank 1 is unwell")
     signal.pause()

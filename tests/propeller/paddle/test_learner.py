@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -113,6 +114,21 @@ def test_the_export_comes_before_the_checkpoint_which_its_failure_does_not_preve
         train_data, eval_datasets={"dev": dev_data}, hooks=[again], exporters=[notes]
     )
     assert notes.steps == again.steps_of("eval_end") == [4] and again.steps_of("step_end") == []
+
+
+def test_the_batch_to_compare_exports_on_is_read_once(toy, run_config, train_data, dev_data):
+    opened = []
+
+    def batches():
+        opened.append(1)
+        yield from dev_data
+
+    config = run_config(max_steps=6, eval_steps=2)
+    notes = Notes()
+    propeller.Learner(toy, config).train(
+        train_data, eval_datasets={"dev": Dataset.from_generator_func(batches)}, exporters=[notes]
+    )
+    assert notes.steps == [2, 4, 6] and len(opened) == 3 + 1
 
 
 def test_without_evaluation_sets_nothing_is_evaluated(toy, run_config, train_data, recorder):
@@ -388,6 +404,45 @@ def test_random_weights_are_never_used_in_silence(toy, run_config, train_data, d
     trained.train(train_data)
     live = trained.evaluate(dev_data)
     assert propeller.Learner(toy, run_config()).evaluate(dev_data) == live  # the newest checkpoint
+
+
+def test_a_second_training_without_a_checkpoint_begins_anew(
+    toy, run_config, train_data, dev_data, recorder, weights_of, assert_same_bits
+):
+    class Crash(Exception):
+        pass
+
+    def act(event, state):
+        if event == "step_end" and state.step == 3:
+            raise Crash
+
+    for setting in (None, propeller.WarmStartSetting(dict, predicate=lambda name: False)):
+        straight, failed = (run_config(f"{name} {setting is None}", max_steps=6) for name in ("a", "b"))
+        undisturbed = propeller.Learner(toy, straight)
+        undisturbed.train(train_data)
+        learner = propeller.Learner(toy, failed, None, setting)
+        model = learner.model
+        if setting is not None:
+            learner.evaluate(dev_data)
+        with pytest.raises(Crash):
+            learner.train(train_data, hooks=[recorder(act=act)])
+        assert learner.model is model, "nothing was learnt before"
+        assert learner.train(train_data).step == 6
+        assert learner.model is not model
+        assert_same_bits(weights_of(learner.model), weights_of(undisturbed.model))
+
+
+def test_weights_of_a_checkpoint_that_is_gone_are_not_trained_on(
+    toy, run_config, train_data, dev_data, weights_of, assert_same_bits
+):
+    config = run_config(max_steps=3)
+    first = propeller.Learner(toy, config)
+    first.train(train_data)
+    learner = propeller.Learner(toy, config)
+    learner.evaluate(dev_data)
+    shutil.rmtree(config.model_dir)
+    learner.train(train_data)
+    assert_same_bits(weights_of(learner.model), weights_of(first.model))
 
 
 def test_a_signal_cuts_an_evaluation_short_and_nothing_is_lost(

@@ -7,11 +7,13 @@ import io
 import json
 import os
 import threading
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 
+from propeller import lines
 from propeller import processor as processors
 from propeller.bundle import ArraySpec
 from propeller.errors import DataError, PropellerError
@@ -280,6 +282,33 @@ class TestReadLines:
     def test_a_line_that_is_not_utf8_is_named(self, processor):
         rows = [row for chunk in self.chunks(processor, b"1\n2\n3 \xe5\xa5\n") for row in chunk]
         assert str(rows[2]) == "line 3 is not UTF-8 (unexpected end of data at byte 2)"
+
+    @pytest.mark.parametrize("size", [1, 3, 8, 100])
+    def test_a_line_without_end_is_an_error_in_its_place(self, processor, monkeypatch, size):
+        """Whatever the pieces are that the input comes in; of what is too long nothing is kept."""
+        monkeypatch.setattr(lines, "MAX_LINE_BYTES", 10)
+        monkeypatch.setattr(stream, "_BLOCK_BYTES", size)
+        content = b"1\n" + b"2" * 10 + b"\n" + b"3" * 25 + b"\n\n4\n" + b"5" * 11
+        rows = [row for chunk in self.chunks(processor, content) for row in chunk]
+        said = [str(row) if isinstance(row, DataError) else row["ids"] for row in rows]
+        assert said[:2] + said[4:5] == [[1], [2222222222], [4]]
+        assert said[2] == "line 3 has 25 bytes; at most 10 are taken"
+        assert said[3].startswith("expected numbers") and said[5].startswith("line 6 has 11 bytes")
+        assert len(said) == 6
+
+    def test_memory_is_bounded_whatever_comes(self, processor):
+        def endless():
+            for _ in range(4 * lines.MAX_LINE_BYTES // len(block)):
+                yield block
+
+        block = b"x" * (1 << 20)
+        tracemalloc.start()
+        try:
+            (chunk,) = stream.read_lines(Blocks(endless()), processor)
+            assert tracemalloc.get_traced_memory()[1] < 3 * lines.MAX_LINE_BYTES
+        finally:
+            tracemalloc.stop()
+        assert "has 16777216 bytes" in str(chunk[0])
 
     def test_chunks_are_bounded(self, processor, monkeypatch):
         monkeypatch.setattr(stream, "CHUNK_ROWS", 64)
