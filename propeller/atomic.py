@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
@@ -23,6 +24,11 @@ try:
     import fcntl
 except ImportError:  # Windows has none; there a lock file is only a note of who runs
     fcntl = None  # type: ignore[assignment]
+
+
+def _aside(target: Path) -> Path:
+    """A name of its own beside `target`: a rename is atomic only within one file system."""
+    return target.with_name(f".{target.name}.{os.urandom(4).hex()}")
 
 
 def _sync(path: Path) -> None:
@@ -39,7 +45,8 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Args:
         target: the folder.
-        replace: take the place of a folder that is there, once the new one is on the disk.
+        replace: take the place of a folder that is there, once the new one is on the disk. That takes two
+            renames; between them both are there, under hidden names.
 
     Yields:
         A temporary folder beside `target` to write into. When the block ends without an error its
@@ -51,45 +58,50 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() and not (replace and target.is_dir()):
         raise FileExistsError(f"{target} is already there.")
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    temporary = _aside(target)
+    old = temporary.with_name(f"{temporary.name}.old")
+    temporary.mkdir()
     try:
-        temporary.chmod(0o777 & ~_umask())
         yield temporary
         for path in sorted(temporary.rglob("*")):
             _sync(path)
         _sync(temporary)
-        old = temporary.with_name(f"{temporary.name}.old")
         if replace and target.exists():
             target.rename(old)
         temporary.rename(target)
         _sync(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextlib.contextmanager
 def new_file(target: Path) -> Iterator[Path]:
     """Makes or replaces the file `target` at once; its folder is made if it is not there.
 
+    What a symbolic link leads to gets the content. A device or a pipe is not replaced but written.
+
     Yields:
-        A temporary file beside `target` to write into. When the block ends without an error it is
-        synced and renamed; otherwise it is removed.
+        A temporary file to write into. When the block ends without an error it is synced and renamed, or
+        copied to what cannot be replaced; otherwise it is removed.
     """
+    if target.exists() and not target.is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            yield (written := Path(folder) / target.name)
+            with open(written, "rb") as source, open(target, "wb") as sink:
+                shutil.copyfileobj(source, sink)
+        return
+    target = Path(os.path.realpath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _aside(target)
+    temporary.touch(exist_ok=False)
+    mode = stat.S_IMODE(temporary.stat().st_mode)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's files, and safetensors', are their owner's alone
+        temporary.chmod(mode)  # safetensors puts a file of its own there, which is its owner's alone
         with open(temporary, "rb+") as file:  # Windows syncs only what may be written
             os.fsync(file.fileno())
         temporary.replace(target)

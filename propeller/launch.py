@@ -16,14 +16,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import IO, Any
 
-from propeller import atomic
+from propeller import atomic, signals
 from propeller.config import parse_config
-from propeller.cores import available_cores
+from propeller.cores import RANK_ENV, SIZE_ENV, available_cores
 from propeller.errors import ConfigError
 from propeller.types import RunConfig
 
@@ -33,7 +32,6 @@ DISCONFIG_ENV = "PROPELLER_DISCONFIG"
 # Set for ranks that `--nproc` started: `batch_size` is then the whole batch, on whatever machine.
 WHOLE_BATCH_ENV = "PROPELLER_WHOLE_BATCH"
 
-_RANK_ENV, _SIZE_ENV = "PADDLE_TRAINER_ID", "PADDLE_TRAINERS_NUM"
 # More ranks than this on a CPU talk more than they gain: the cores are dealt out as threads instead.
 _MAX_CPU_RANKS = 8
 # The launcher takes these from the environment before its own flags, by which it is called here.
@@ -42,21 +40,6 @@ _LAUNCHER_ENV = ("PADDLE_LOG_DIR", "PADDLE_LOG_LEVEL", "PADDLE_LOG_OVERWRITE", "
 _ENVIRONMENT_FILES = ("envlog.*", "backup_env.*.json", "default.*.log")
 _POLL_S = 0.1
 _TAIL_LINES = 30
-
-
-def rank_from_environment(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """Returns this process's rank and the number of ranks, as a launcher set them; (0, 1) without one.
-
-    Raises:
-        ConfigError: what is set makes no sense.
-    """
-    texts = environ.get(_RANK_ENV, "0"), environ.get(_SIZE_ENV, "1")
-    if all(text.isdecimal() for text in texts) and int(texts[0]) < int(texts[1]):
-        return int(texts[0]), int(texts[1])
-    raise ConfigError(
-        f"{_RANK_ENV} is {texts[0]!r} and {_SIZE_ENV} is {texts[1]!r}; expected 0 <= {_RANK_ENV} < "
-        f"{_SIZE_ENV}. A launcher sets both; unset them for a run in one process."
-    )
 
 
 def started_by_nproc() -> bool:
@@ -75,7 +58,7 @@ def apply_disconfig(environ: MutableMapping[str, str] = os.environ) -> None:
         ConfigError: a key is missing or wrong; it is named.
     """
     text = environ.get(DISCONFIG_ENV, "").strip()
-    if not text or _RANK_ENV in environ or _SIZE_ENV in environ:
+    if not text or RANK_ENV in environ or SIZE_ENV in environ:
         return
     config = parse_config(text, what=DISCONFIG_ENV)
     cluster, task = _part(config, "cluster"), _part(config, "task")
@@ -140,8 +123,8 @@ def _paddle_variables(addresses: Sequence[str], rank: int, environ: Mapping[str,
     hosts = [address.partition(":")[0] for address in addresses]
     local_rank = hosts[:rank].count(hosts[rank])
     variables = {
-        _RANK_ENV: str(rank),
-        _SIZE_ENV: str(len(addresses)),
+        RANK_ENV: str(rank),
+        SIZE_ENV: str(len(addresses)),
         "PADDLE_TRAINER_ENDPOINTS": ",".join(addresses),
         "PADDLE_CURRENT_ENDPOINT": addresses[rank],
         "PADDLE_LOCAL_SIZE": str(hosts.count(hosts[rank])),
@@ -217,7 +200,7 @@ def relaunch(nproc: str | None, run_config: RunConfig, *, restart: bool = False)
     """
     if nproc is None or WHOLE_BATCH_ENV in os.environ:
         return None
-    if _SIZE_ENV in os.environ:
+    if SIZE_ENV in os.environ:
         raise ConfigError(
             "--nproc starts a launcher, but one has started this already: leave out one of them."
         )
@@ -281,7 +264,8 @@ def _wait_for(command: Sequence[str], environ: Mapping[str, str], folder: Path) 
     """Runs the launcher to its end; returns the exit code as `relaunch` documents it."""
     shown = _Follower(folder / "workerlog.0")
     passed_on = 0
-    with _caught_signals() as caught, tempfile.TemporaryFile() as said:
+    caught: list[int] = []
+    with signals.handled(lambda number, _: caught.append(number)), tempfile.TemporaryFile() as said:
         # In a session of its own, so that Ctrl-C reaches it once, from here; its standard output is rank 0's
         # log once more.
         launcher = subprocess.Popen(
@@ -356,23 +340,3 @@ class _Follower:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(data.decode("utf-8", "replace"))
             sys.stderr.flush()
-
-
-@contextlib.contextmanager
-def _caught_signals() -> Iterator[list[int]]:
-    """Collects the signals that ask a run to end; one that is ignored (`nohup`) stays ignored."""
-    caught: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-
-    previous = {}
-    numbers = (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP"))  # Windows lacks one
-    for number in filter(None, numbers):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            previous[number] = signal.signal(number, note)
-    try:
-        yield caught
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

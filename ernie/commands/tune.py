@@ -5,14 +5,17 @@
 
 What stands behind `--` is any command that takes `--run_config` and `--hparam`; both are added to it. A run
 counts with its best evaluation on dev, a combination with the mean over its seeds. Combinations are trained
-one after the other. Started again after a stop, it goes on where it was.
+one after the other. Started again after a stop, it goes on where it was; with other values, it takes the runs
+that are there.
 
-Writes `table.tsv`, `plot.png` (where matplotlib is installed) and, of the best run, its bundle `best/`.
+Writes `table.tsv`, `plot.png` (where matplotlib is installed) and, of the best run, its bundle `best/`. The
+others' bundles are dropped; a run that is the best only of a later search is trained once more.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import itertools
@@ -22,21 +25,25 @@ import math
 import os
 import shlex
 import shutil
+import signal
 import statistics
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from propeller import atomic, signals
-from propeller.errors import ConfigError, DataError, PropellerError
+from propeller.errors import ConfigError, DataError, Interrupted, PropellerError
 from propeller.manifest import CHECKPOINTS
 
 log = logging.getLogger("ernie")
 
 _GRID = {"learning_rate": float, "batch_size": int, "num_epochs": float}
 _PLAN, _RESULT = "plan.json", "result.json"
+# Of a training: what it printed, and its evaluations.
+_LOG, _METRICS = "log.txt", "metrics.jsonl"
+_LOOK_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +64,9 @@ class Trial:
     def bundle(self) -> Path:
         """Its best model, until another run's is better."""
         return self.folder / "best" / "inference"
+
+    def __str__(self) -> str:
+        return _shown({**self.settings, "seed": self.seed})
 
     def results(self) -> dict[str, Any] | None:
         """Its best evaluation on dev; None if it did not end yet."""
@@ -90,6 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=_numbers(int), default=[1, 2, 3], metavar="A,B,...")
     parser.add_argument("--metric", help="what to compare by; default: the one of the training")
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="behind --: how to train")
+    parser.epilog = "The command that trains, with its own flags, stands behind `--`."
 
 
 def _numbers(kind: type) -> Any:
@@ -110,8 +121,7 @@ def run(args: argparse.Namespace) -> int:
     grid = {name: getattr(args, name) for name in _GRID if getattr(args, name) is not None}
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    ending = signals.handled(lambda signum, _: sys.exit(128 + signum))
-    with ending, (folder / ".lock").open("w") as lock:
+    with signals.handled(_stop), (folder / ".lock").open("w") as lock:
         try:
             atomic.lock_file(lock, wait=False)
         except BlockingIOError:
@@ -123,19 +133,25 @@ def run(args: argparse.Namespace) -> int:
         done: list[Trial] = []
         for number, trial in enumerate(trials, start=1):
             if trial.results() is None:
-                settings = _shown({**trial.settings, "seed": trial.seed})
-                log.info("run %d of %d: %s", number, len(trials), settings)
-                _train(trial, args.command)
+                log.info("run %d of %d: %s", number, len(trials), trial)
+                _train(trial, args.command, args.metric)
             done.append(trial)
-            rows = _table(done, args.metric)
-            _keep_best(folder, done, args.metric)
-            atomic.write_text(folder / "table.tsv", _as_text(rows, args.metric or _metric(done[0]), grid))
-    if not _best_of(done, args.metric).bundle.exists():
-        log.warning("the best run's bundle was dropped by a search before: %s is another's", folder / "best")
+            rows = _sum_up(folder, done, args.metric, grid)
+        while not (best := _best_of(done, args.metric)).bundle.exists():
+            log.info("once more, since a search before has dropped its bundle: %s", best)
+            shutil.rmtree(best.folder)
+            _train(best, args.command, args.metric)
+            rows = _sum_up(folder, done, args.metric, grid)
     print((folder / "table.tsv").read_text("utf-8"), end="")
     if importlib.util.find_spec("matplotlib") is not None:
         _draw(rows, args.metric or _metric(done[0]), folder / "plot.png")
     return 0
+
+
+def _stop(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted(
+        f"Stopped by {signal.Signals(signum).name}. The same command goes on from there.", signum
+    )
 
 
 def _check_plan(folder: Path, command: Sequence[str]) -> None:
@@ -162,22 +178,23 @@ def _shown(settings: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in settings.items())
 
 
-def _train(trial: Trial, command: Sequence[str]) -> None:
+def _train(trial: Trial, command: Sequence[str], metric: str | None) -> None:
     """Runs the command to its end, and keeps of it the result, the log and the bundle.
 
     Raises:
         PropellerError: it failed.
+        ConfigError: its evaluation has no such metric.
         DataError: it exported no best model.
     """
     trial.folder.mkdir(parents=True, exist_ok=True)
     run_config = {"model_dir": str(trial.folder), "seed": trial.seed}
     flags = ["--run_config", json.dumps(run_config), "--hparam", json.dumps(dict(trial.settings))]
-    path = trial.folder / "log.txt"
-    code = _run_to_end([*command, *flags], path)
+    code = _run_to_end([*command, *flags], trial.folder, metric)
     if code:
-        last = path.read_text("utf-8", "replace").strip().splitlines()[-1:]
+        path = trial.folder / _LOG
+        last = " ".join(path.read_text("utf-8", "replace").strip().splitlines()[-1:]).removesuffix(".")
         raise PropellerError(
-            f"The training ended with exit code {code}: {' '.join(last) or 'it printed nothing'}. All it "
+            f"The training ended with exit code {code}: {last or 'it printed nothing'}. All it "
             f"said is in {path}. Started again, the search goes on from there."
         )
     best = trial.bundle / "best.json"
@@ -187,9 +204,9 @@ def _train(trial: Trial, command: Sequence[str]) -> None:
     shutil.rmtree(trial.folder / CHECKPOINTS, ignore_errors=True)  # it is done, nobody goes on with it
 
 
-def _run_to_end(command: Sequence[str], log_file: Path) -> int:
+def _run_to_end(command: Sequence[str], folder: Path, metric: str | None) -> int:
     """Runs a command, which ends if this process is asked to; returns its exit code."""
-    with log_file.open("ab") as output:
+    with (folder / _LOG).open("ab") as output:
         try:
             process = subprocess.Popen(
                 command,
@@ -202,11 +219,27 @@ def _run_to_end(command: Sequence[str], log_file: Path) -> int:
         except OSError as error:
             raise ConfigError(f"{command[0]} cannot be started: {error.strerror}.") from error
         try:
+            while metric is not None and not _is_known(metric, folder / _METRICS):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return process.wait(_LOOK_S)
             return process.wait()
         finally:
-            if process.poll() is None:  # a signal ended the wait: the training saves what it has
+            if process.poll() is None:  # the wait was cut short: the training saves what it has
                 process.terminate()
                 process.wait()
+
+
+def _is_known(metric: str, path: Path) -> bool:
+    """Whether the evaluations that a training logs have a metric; False while there is none yet.
+
+    Raises:
+        ConfigError: they do not have it.
+    """
+    lines = path.read_text("utf-8").split("\n")[:-1] if path.exists() else []  # the last may be half written
+    found = next((line for line in map(json.loads, lines) if line["event"] == "eval"), None)
+    if found is not None:
+        _number({name: found[name] for name in found.keys() - {"event", "step", "dataset"}}, metric)
+    return found is not None
 
 
 def _results_of(trial: Trial) -> dict[str, Any]:
@@ -224,12 +257,17 @@ def _metric(trial: Trial) -> str:
 
 
 def _value(trial: Trial, metric: str | None) -> float:
-    found = _results_of(trial)
-    name = metric or _metric(trial)
+    return _number(_results_of(trial), metric or _metric(trial))
+
+
+def _number(found: Mapping[str, Any], name: str) -> float:
     try:
         return float(found[name])  # NaN is spelt out in JSON
     except (KeyError, TypeError, ValueError):
-        raise ConfigError(f"The evaluation has no number {name!r}; it has {', '.join(found)}.") from None
+        raise ConfigError(
+            f"The evaluation has no number {name!r}; it has {', '.join(sorted(found))}. "
+            "Started again with another --metric, the search goes on from there."
+        ) from None
 
 
 def _gain(value: float, metric: str) -> float:
@@ -264,10 +302,20 @@ def _best_of(trials: Sequence[Trial], metric: str | None) -> Trial:
     return max(trials, key=lambda trial: _gain(_value(trial, name), name))
 
 
+def _sum_up(
+    folder: Path, trials: Sequence[Trial], metric: str | None, grid: Mapping[str, Any]
+) -> list[Row]:
+    """Keeps the best bundle, and writes the table; returns its rows."""
+    rows = _table(trials, metric)
+    _keep_best(folder, trials, metric)
+    atomic.write_text(folder / "table.tsv", _as_text(rows, metric or _metric(trials[0]), grid))
+    return rows
+
+
 def _keep_best(folder: Path, trials: Sequence[Trial], metric: str | None) -> None:
     """Points `best` at the bundle of the best run, and drops those of the others.
 
-    Where an earlier search, by another metric, has dropped that one, all stays as it is.
+    Where a search before has dropped that one, all stays as it is for now.
     """
     best = _best_of(trials, metric)
     if not best.bundle.exists():

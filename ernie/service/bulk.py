@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_apart(source, args.output)
         encoder = LineEncoder(client, served, args.prompt)
         reader = LineReader(source, args.batch_size)
-        target = stack.enter_context(contextlib.closing(_target(args, encoder, reader.position)))
+        target = _target(args, encoder, reader.position, stack)
         begun = target.written.position
         if begun.num_bytes:
             log.info("going on behind line %d of %s", begun.lines, args.input or "the input")
@@ -265,31 +265,37 @@ def _check_apart(source: BinaryIO, output: str | None) -> None:
         ConfigError: input and output are one file.
     """
     with contextlib.suppress(OSError):  # the output is not there yet, or is standard output
-        if output is not None and os.path.samestat(os.fstat(source.fileno()), os.stat(output)):
+        info = os.fstat(source.fileno())
+        if output is not None and stat.S_ISREG(info.st_mode) and os.path.samestat(info, os.stat(output)):
             raise ConfigError(f"{output} is the input; write the vectors to another file.")
 
 
-def _target(args: argparse.Namespace, encoder: LineEncoder, start: Position) -> Target:
-    """Where rows go.
+def _target(
+    args: argparse.Namespace, encoder: LineEncoder, start: Position, stack: contextlib.ExitStack
+) -> Target:
+    """Where rows go; a device or a named pipe takes them as standard output does.
 
     Raises:
         ConfigError: they cannot go there.
     """
-    to_file = args.output is not None and args.output != "-"
-    kind = args.format or ("npy" if to_file and args.output.endswith(".npy") else "jsonl")
+    path = None if args.output in (None, "-") else Path(args.output)
+    kind = args.format or ("npy" if path is not None and path.suffix == ".npy" else "jsonl")
     if kind == "npy" and encoder.encoder.per_token:
         raise ConfigError(
             "The model gives a vector for each token; an npy array has one for each line. Use --format jsonl."
         )
     form: Format = Npy(encoder.encoder.dim) if kind == "npy" else JsonLines()
-    if to_file:
+    if path is not None and (path.is_file() or not path.exists()):
         options = {"format": kind, **encoder.options()}
-        return PartFile(Path(args.output), form, options, start, restart=args.restart)
+        file = PartFile(path, form, options, start, restart=args.restart)
+        return stack.enter_context(contextlib.closing(file))
     if args.restart:
-        raise ConfigError(
-            "--restart is for an output file; what went to standard output cannot be taken back."
-        )
-    return Pipe(sys.stdout.buffer, form, start)
+        raise ConfigError("--restart is for an output file; what went to a pipe cannot be taken back.")
+    try:
+        sink = sys.stdout.buffer if path is None else stack.enter_context(open(path, "wb"))
+    except OSError as error:
+        raise ConfigError(f"The output {path} cannot be written ({error.strerror}).") from error
+    return stack.enter_context(contextlib.closing(Pipe(sink, form, start)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from ernie.service.vector_file import Position
+from propeller import lines as limits
 from propeller.errors import ConfigError, DataError
-
-# A longer line gets an error in place of a vector, so that memory stays bounded whatever comes.
-MAX_LINE_BYTES = 4 << 20
+from propeller.lines import line_text
 
 _READ_BYTES = 1 << 18
 
@@ -73,25 +72,15 @@ class LineReader:
             for start in range(0, len(lines), self._max_lines):
                 members = lines[start : start + self._max_lines]
                 self._take(b"\n".join(members) + (b"" if ended else b"\n"))
-                texts = [_text(line, len(line)) for line in members]
+                texts = [line_text(line, len(line)) for line in members]
                 if dropped:
-                    texts[0], dropped = _text(members[0], dropped + len(members[0])), 0
+                    texts[0], dropped = line_text(members[0], dropped + len(members[0])), 0
                 self._lines += len(members)
                 yield Block(texts, self.position)
-            if len(begun) > MAX_LINE_BYTES:
+            if len(begun) > limits.MAX_LINE_BYTES:
                 self._take(begun)
                 dropped, begun = dropped + len(begun), b""
 
     def _take(self, data: bytes) -> None:
         self._digest.update(data)
         self._num_bytes += len(data)
-
-
-def _text(line: bytes, num_bytes: int) -> str | DataError:
-    """The text of a line that had so many bytes, perhaps more than are left of it."""
-    if num_bytes > MAX_LINE_BYTES:
-        return DataError(f"the line has {num_bytes} bytes; at most {MAX_LINE_BYTES} are taken")
-    try:
-        return line.removesuffix(b"\r").decode("utf-8")
-    except UnicodeDecodeError as error:
-        return DataError(f"the line is not UTF-8 ({error.reason} at byte {error.start})")

@@ -185,6 +185,7 @@ class PartFile(Target):
     def __init__(
         self, path: Path, form: Format, options: Mapping[str, Any], start: Position, *, restart: bool
     ):
+        path = Path(os.path.realpath(path))  # what a symbolic link leads to gets the rows
         self._path, self._options = path, dict(options)
         self._part = path.with_name(f"{path.name}.part")
         self._journal = path.with_name(f"{path.name}.part.json")

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
-from propeller import atomic, launch
+from propeller import atomic, cores
 from propeller.channel import Channel
 from propeller.errors import ConfigError, Interrupted, RankError
 from propeller.paddle.runtime import paddle
@@ -248,7 +248,7 @@ def join(device: str | None = None) -> Ranks:
 
 
 def _join(device: str | None) -> Ranks:
-    rank, size = launch.rank_from_environment()
+    rank, size = cores.rank_from_environment()
     if size == 1:
         return Ranks()
     if device is not None and ":" in device:

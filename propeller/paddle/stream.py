@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
-from propeller import atomic
+from propeller import atomic, lines
 from propeller.data import pad_batch
 from propeller.errors import DataError, PropellerError
 from propeller.paddle.inference import Predictor
@@ -36,6 +36,7 @@ Result = Answer | PropellerError
 Write = Callable[[Given, Result], str]
 
 _Examples = list[dict[str, Any]]
+_Line = str | DataError
 
 
 def answer_all(predictor: Predictor, processor: Processor, raws: Sequence[Given]) -> list[Result]:
@@ -139,56 +140,62 @@ def read_lines(source: BinaryIO, processor: Processor) -> Iterator[list[Given]]:
     """Parses lines as they come, in chunks of what is there, `CHUNK_ROWS` at most.
 
     A thread reads ahead, so that a chunk is complete when the reader has to wait: somebody who types
-    gets each answer at once, a file is read in large chunks. Only `\\n`, or `\\r\\n`, ends a line.
+    gets each answer at once, a file is read in large chunks. Only `\\n`, or `\\r\\n`, ends a line. One
+    that is no UTF-8, or longer than `propeller.lines.MAX_LINE_BYTES`, is answered by an error.
 
     Raises:
         DataError: the input cannot be read any further; what was read before has been given.
     """
-    blocks: queue.Queue[list[bytes] | DataError | None] = queue.Queue(maxsize=_READ_AHEAD_BLOCKS)
+    blocks: queue.Queue[list[_Line] | DataError | None] = queue.Queue(maxsize=_READ_AHEAD_BLOCKS)
     threading.Thread(target=_read_blocks, args=(source, blocks), name="stdin", daemon=True).start()
-    number = itertools.count(1)
-    lines: list[bytes] = []
+    held: list[_Line] = []
     end: list[DataError | None] = []
-    while lines or not end:
-        while len(lines) < CHUNK_ROWS and not end:
+    while held or not end:
+        while len(held) < CHUNK_ROWS and not end:
             try:
-                block = blocks.get(timeout=_PAUSE_S if lines else None)
+                block = blocks.get(timeout=_PAUSE_S if held else None)
             except queue.Empty:
                 break
             if isinstance(block, list):
-                lines += block
+                held += block
             else:
                 end.append(block)
-        chunk, lines = lines[:CHUNK_ROWS], lines[CHUNK_ROWS:]
+        chunk, held = held[:CHUNK_ROWS], held[CHUNK_ROWS:]
         if chunk:
-            yield [_parsed(processor, line, next(number)) for line in chunk]
+            yield [_parsed(processor, line) for line in chunk]
     if end[0] is not None:
         raise end[0]
 
 
-def _read_blocks(source: BinaryIO, blocks: queue.Queue[list[bytes] | DataError | None]) -> None:
+def _read_blocks(source: BinaryIO, blocks: queue.Queue[list[_Line] | DataError | None]) -> None:
     """Puts what can be read at a time, cut into lines; at the end None or the error."""
-    unfinished: list[bytes] = []
+    number = itertools.count(1)
+    begun, dropped = b"", 0  # of the line at hand: what is kept, and the bytes that are not
+
+    def ended(line: bytes) -> _Line:
+        nonlocal dropped
+        size, dropped = dropped + len(line), 0
+        return lines.line_text(line, size, f"line {next(number)}")
+
     try:
         while block := source.read1(_BLOCK_BYTES):  # type: ignore[attr-defined]  # returns what is there
-            if b"\n" not in block:
-                unfinished.append(block)
-                continue
-            *lines, rest = b"".join([*unfinished, block]).split(b"\n")
-            unfinished = [rest] if rest else []
-            blocks.put(lines)
-        if unfinished:
-            blocks.put([b"".join(unfinished)])
+            *whole, begun = (begun + block).split(b"\n")
+            if whole:
+                blocks.put([ended(line) for line in whole])
+            if len(begun) > lines.MAX_LINE_BYTES:
+                begun, dropped = b"", dropped + len(begun)
+        if begun or dropped:
+            blocks.put([ended(begun)])
         blocks.put(None)
     except Exception as error:  # whatever it is, the consumer must not wait for more
         blocks.put(DataError(f"The input cannot be read any further: {error}."))
 
 
-def _parsed(processor: Processor, line: bytes, number: int) -> Given:
+def _parsed(processor: Processor, line: _Line) -> Given:
+    if isinstance(line, DataError):
+        return line
     try:
-        return processor.parse(line.removesuffix(b"\r").decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return DataError(f"line {number} is not UTF-8 ({error.reason} at byte {error.start})")
+        return processor.parse(line)
     except Exception as error:
         return as_answer(error)
 

@@ -9,7 +9,8 @@
         manifest.json           format version, sizes and sha256 of the others; written last
 
 The folder is written aside, synced and renamed once, so a run killed at any instant leaves the last
-complete one. Nothing is pickled.
+complete one. A step that is saved once more, since its evaluation was made up for, stands beside the first as
+`step_00000100.new` until that is removed. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -28,15 +28,13 @@ import safetensors.paddle
 
 from propeller import atomic, manifest
 from propeller.errors import CheckpointError
+from propeller.manifest import AGAIN, CHECKPOINTS, STATE, STEP, list_checkpoints
 from propeller.paddle.runtime import paddle
 from propeller.types import RunState
 
 log = logging.getLogger("propeller")
 
-STATE, MODEL, OPTIMIZER = "state.json", "model.safetensors", "optimizer.safetensors"
-AVERAGE = "average.safetensors"
-_PREFIX = "step_"
-_NAME = re.compile(_PREFIX + r"(\d{8,})")
+MODEL, OPTIMIZER, AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
 
 Tensors = dict[str, "paddle.Tensor"]
 
@@ -92,7 +90,7 @@ class Checkpointer:
     """
 
     def __init__(self, model_dir: str | Path, max_ckpt: int):
-        self.folder = Path(model_dir) / "checkpoints"
+        self.folder = Path(model_dir) / CHECKPOINTS
         self.max_ckpt = max(2, max_ckpt)
         self._damaged: set[int] = set()
 
@@ -102,19 +100,19 @@ class Checkpointer:
         Raises:
             CheckpointError: the disk is full or the folder cannot be written; what was there stays.
         """
-        target = self.path(checkpoint.state.step)
+        target = self._place(checkpoint.state.step)
         try:
+            self._tidy()
             # There may be a damaged one that the resume went behind, or the same one.
-            with atomic.new_folder(target, replace=True) as folder:
+            is_again = target.is_dir()
+            with atomic.new_folder(target.with_name(target.name + AGAIN) if is_again else target) as folder:
                 safetensors.paddle.save_file(checkpoint.model, str(folder / MODEL))
                 safetensors.paddle.save_file(checkpoint.optimizer, str(folder / OPTIMIZER))
                 if checkpoint.average:
                     safetensors.paddle.save_file(checkpoint.average, str(folder / AVERAGE))
                 (folder / STATE).write_text(atomic.to_json(checkpoint.values(), indent=1), "utf-8")
                 manifest.write(folder, paddle=paddle.__version__)
-            # Of a save that was killed; the folder's lock keeps every other writer out.
-            for cut in self.folder.glob(f".{_PREFIX}*"):
-                shutil.rmtree(cut)
+            self._tidy()
             self._damaged.discard(checkpoint.state.step)
             whole = [step for step in self.steps() if step not in self._damaged]
             for old in whole[: -self.max_ckpt]:
@@ -125,16 +123,26 @@ class Checkpointer:
             ) from error
         return target
 
+    def _tidy(self) -> None:
+        """Ends what a save has begun, if need be one that was killed; the run's lock keeps others out."""
+        for cut in self.folder.glob(f".{STEP}*"):
+            shutil.rmtree(cut)
+        for again in self.folder.glob(f"{STEP}*{AGAIN}"):
+            first = again.with_suffix("")
+            if first.exists():
+                shutil.rmtree(first)
+            again.rename(first)
+
     def steps(self) -> list[int]:
         """Steps that have a checkpoint folder, ascending."""
-        if not self.folder.is_dir():
-            return []
-        found = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
-        return sorted(int(match[1]) for match in found if match)
+        return [*list_checkpoints(self.folder.parent)]
 
     def path(self, step: int) -> Path:
         """The folder of the checkpoint of `step`."""
-        return self.folder / f"{_PREFIX}{step:08d}"
+        return list_checkpoints(self.folder.parent).get(step, self._place(step))
+
+    def _place(self, step: int) -> Path:
+        return self.folder / f"{STEP}{step:08d}"
 
     def load(self, step: int) -> Checkpoint:
         """Loads the checkpoint of one step.

@@ -40,7 +40,8 @@ def evaluate_all(
     results: Results = {}
     for name, dataset in datasets.items():
         started = time.monotonic()
-        results[name] = evaluate(model, dataset, max_batches, ranks=ranks, stop=stop)
+        what = f"The evaluation set {name!r}"
+        results[name] = evaluate(model, dataset, max_batches, ranks=ranks, stop=stop, what=what)
         shown = ", ".join(
             f"{key}: {value:.6f}" if isinstance(value, float) else f"{key}: {value}"
             for key, value in results[name].items()
@@ -58,6 +59,7 @@ def evaluate(
     *,
     ranks: Ranks,
     stop: Callable[[], bool] = lambda: False,
+    what: str = "The evaluation data",
 ) -> dict[str, Any]:
     """Runs the model over a set in EVAL mode and puts its mode back.
 
@@ -70,6 +72,7 @@ def evaluate(
         max_batches: at most so many; None takes all.
         ranks: the processes that evaluate together.
         stop: asked before each batch whether to give up.
+        what: how errors call the set.
 
     Returns:
         `loss` (the mean by the model's own weights), every metric by name, and `n`, the examples.
@@ -104,9 +107,11 @@ def evaluate(
     if cut:
         raise CutShort
     if not examples:
-        raise DataError("The evaluation data gave no batch.")
+        raise DataError(f"{what} gave no batch. Is it empty, or smaller than one batch?")
     if not weight:
-        raise DataError("The loss of the evaluation data has the weight 0: nothing in it counts.")
+        raise DataError(
+            f"{what} has a loss of the weight 0: nothing in it counts. Does it have labels that do?"
+        )
     for metric in metrics.values():
         _merge(metric, ranks)
     return {"loss": float(total / weight), **compute_all(metrics), "n": int(examples)}

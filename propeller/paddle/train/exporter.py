@@ -9,7 +9,9 @@ import abc
 import contextlib
 import json
 import logging
+import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -306,14 +308,43 @@ def _save_graph(folder: Path, model: Model, outputs: list[str]) -> list[tuple[in
         for spec in model.inputs or ()
     }
     try:
-        static = paddle.jit.to_static(serving, input_spec=[specs], full_graph=True)
-        paddle.jit.save(static, str(folder / bundle.MODEL))
+        with _writable_home():
+            static = paddle.jit.to_static(serving, input_spec=[specs], full_graph=True)
+            paddle.jit.save(static, str(folder / bundle.MODEL))
+    except OSError:  # of the disk, not of the model
+        raise
     except Exception as error:  # tracing runs the user's code, and raises whatever that or Paddle does
         raise ExportError(
             f"{type(model).__name__} cannot be exported: {str(error).strip()} (Its forward must use every "
             f"declared input: {', '.join(specs)}.)"
         ) from error
     return [tuple(output.shape) for output in static.forward.outputs]
+
+
+@contextlib.contextmanager
+def _writable_home() -> Iterator[None]:
+    """Lends a home folder where there is none that can be written: Paddle puts the code it traces there."""
+    if _has_home():
+        yield
+        return
+    before = os.environ.get("HOME")
+    with tempfile.TemporaryDirectory(prefix="propeller-", ignore_cleanup_errors=True) as folder:
+        os.environ["HOME"] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop("HOME")
+            os.environ.update({} if before is None else {"HOME": before})
+
+
+def _has_home() -> bool:
+    try:
+        cache = Path("~/.cache/paddle").expanduser()
+        cache.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=cache).close()
+    except (OSError, RuntimeError):  # the second where the system knows none, as in a container
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,11 @@ class Job:
             for name, parameter in self.model.named_parameters()
             if not parameter.stop_gradient
         }
+
+    @functools.cached_property
+    def probe(self) -> Mapping[str, Any]:
+        """The batch that exports are compared on, the first of the first evaluation set."""
+        return next(iter(next(iter(self.eval_datasets.values()))))
 
     def step(self, columns: Mapping[str, Any]) -> Step:
         """The update to be made from a batch: this rank's rows of it, on the device."""

@@ -15,6 +15,7 @@ from propeller import atomic
 from propeller.bundle import Bundle, read_bundle
 from propeller.data import Dataset
 from propeller.errors import CheckpointError, ConfigError, DataError, ExportError
+from propeller.metrics import check_names
 from propeller.paddle import distributed
 from propeller.paddle.cpu_training import training_settings
 from propeller.paddle.distributed import Ranks
@@ -67,7 +68,7 @@ class Learner:
         self._checkpointer = Checkpointer(run_config.model_dir, run_config.max_ckpt)
         self._ranks: Ranks | None = None
         self._model: Model | None = None
-        self._has_weights = False
+        self._has_weights = self._has_learnt = False
 
     @property
     def ranks(self) -> Ranks:
@@ -97,7 +98,7 @@ class Learner:
         step_strategy: StepStrategy = plain_step,
         restart: bool = False,
     ) -> RunState:
-        """Trains from the newest checkpoint in `model_dir`, or anew.
+        """Trains from the newest checkpoint in `model_dir`; without one anew, from first weights.
 
         With several ranks all call this, with the same arguments. A batch of the data is what one step
         learns from, however many they are: each takes its rows of it.
@@ -123,6 +124,8 @@ class Learner:
         ranks, config = self.ranks, self.run_config
         with ranks.telling():
             self._check_device()
+            if eval_datasets:
+                check_names(self.model.metrics())
             with self._opened(restart):
                 main_only = ranks.is_main
                 job = self._job(
@@ -137,7 +140,7 @@ class Learner:
                 state, position = saving.take_up(job)
                 if main_only:  # not before: a run that is refused leaves no word behind
                     write_run_file(config.model_dir, self._description(), resumed=state.step > 0)
-                self._has_weights = True
+                self._has_weights = self._has_learnt = True
                 try:
                     state = loop.train(job, state, position)
                 finally:
@@ -171,14 +174,15 @@ class Learner:
         """Holds `model_dir` for this run, with first weights and what training sets in the process."""
         model_dir = Path(self.run_config.model_dir)
         with contextlib.ExitStack() as stack:
-            if restart and self.ranks.is_main:
-                atomic.set_aside(model_dir)
-            if restart and self._has_weights:
-                self._model, self._has_weights = None, False  # not on from what this one has learnt
             if self.ranks.is_main:
+                if restart:
+                    atomic.set_aside(model_dir)
                 stack.enter_context(atomic.FolderLock(model_dir))
-                if self._warm_start_setting is not None and not self._checkpointer.steps():
-                    warm_start(self.model, self._warm_start_setting)  # the other ranks get it from here
+            begins = not self._checkpointer.steps()
+            if self.ranks.broadcast(begins and self._has_learnt):  # not on from what this one has learnt
+                self._model, self._has_weights, self._has_learnt = None, False, False
+            if begins and self.ranks.is_main and self._warm_start_setting is not None:
+                warm_start(self.model, self._warm_start_setting)  # the other ranks get it from here
             stack.enter_context(training_settings())
             yield
 
@@ -303,6 +307,7 @@ class Learner:
         if checkpoint is not None:
             weights = {**checkpoint.model, **(checkpoint.average if self.run_config.ema_decay else {})}
             set_weights(self.model, weights, self._checkpointer.path(checkpoint.state.step))
+            self._has_learnt = True
         elif ckpt is None and self._warm_start_setting is not None:
             warm_start(self.model, self._warm_start_setting)
         else:

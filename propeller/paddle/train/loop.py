@@ -30,13 +30,13 @@ import os
 import random
 import re
 import signal
-import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from propeller import signals
 from propeller.errors import DataError, Interrupted, NonFiniteLossError
 from propeller.paddle.runtime import paddle
 from propeller.paddle.train import saving
@@ -65,7 +65,7 @@ def train(job: Job, state: RunState, position: Any) -> RunState:
         The state reached.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
+        Interrupted: SIGINT, SIGTERM or SIGHUP came; a checkpoint was saved.
         NonFiniteLossError: the loss became NaN or infinite.
         DataError: the data is empty or cannot be read.
         RankError: another rank failed.
@@ -214,6 +214,8 @@ def _step(job: Job, state: RunState, columns: Mapping[str, Any]) -> StepResult:
     try:
         with _checked_numerics(config.check_numerics):
             loss = job.step_strategy(step)
+    except DataError as error:
+        raise DataError(f"At step {state.step + 1}: {error}") from error
     except (FloatingPointError, RuntimeError) as error:
         found = _NOT_FINITE.search(str(error))
         if not isinstance(error, FloatingPointError) and found is None:
@@ -288,9 +290,8 @@ def _evaluate(job: Job, state: RunState, caught: Sequence[int]) -> tuple[RunStat
             )
             if results and job.exporters:
                 with job.profiler.span("export"):
-                    columns = next(iter(next(iter(job.eval_datasets.values()))))
                     for exporter in job.exporters:
-                        exporter.export(job.model, state, results, columns)
+                        exporter.export(job.model, state, results, job.probe)
     except CutShort:
         return state, {}
     return dataclasses.replace(state, evaluation_due=False), results
@@ -316,43 +317,37 @@ def _due(every: int, config: RunConfig, state: RunState, done: bool) -> bool:
 
 @contextlib.contextmanager
 def _catch_signals(*, once: bool) -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM for the next step boundary; a second one ends the process at once.
+    """Collects the signals that ask to end for the next step boundary; a second one ends at once.
 
     Args:
         once: whether the second one counts at any time. A launcher of several ranks repeats its own within
-            a second: of ranks only one that comes after `_PATIENCE_S` counts.
+            a second: of ranks only one that comes after `_PATIENCE_S` counts. So it is with SIGHUP, which a
+            shell and the system both send when a terminal goes away.
     """
     caught: list[int] = []
     deadline = math.inf
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    previous = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: Any) -> None:
         nonlocal deadline
         caught.append(number)
-        if once:
+        if once and number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, previous[number])
-            # Not by the log: the handler may have interrupted it.
-            os.write(2, b"stopping after this step, with a checkpoint; once more ends at once, without\n")
+            with contextlib.suppress(OSError):  # nobody may be there to read it
+                # Not by the log: the handler may have interrupted it.
+                os.write(2, b"stopping after this step, with a checkpoint; once more ends at once, without\n")
         elif time.monotonic() > deadline:  # a rank that hangs must not be deaf
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         else:
             deadline = min(deadline, time.monotonic() + _PATIENCE_S)
 
-    for number in previous:
-        signal.signal(number, note)
-    try:
-        yield caught
-    except Interrupted:
-        if not once:  # the launcher repeats its signal until every rank has ended
-            previous = dict.fromkeys(previous, signal.SIG_IGN)
-        raise
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with signals.handled(note) as previous:
+        try:
+            yield caught
+        except Interrupted:
+            if not once:  # the launcher repeats its signal until every rank has ended
+                previous.update(dict.fromkeys(previous, signal.SIG_IGN))
+            raise
 
 
 def _interrupted(signum: int, state: RunState) -> Interrupted:

@@ -200,9 +200,3 @@ def to_numpy(predictions: Any) -> dict[str, np.ndarray]:
     if not isinstance(predictions, Mapping):
         predictions = {"logits": predictions}
     return {name: tensor.numpy() for name, tensor in predictions.items()}
-
-
-def label_columns(model: Model, columns: Mapping[str, Any]) -> Any:
-    """The labels of a batch on the host: the array, or with several `label_names` a dictionary."""
-    labels = {name: columns[name] for name in model.label_names if name in columns}
-    return labels if len(labels) != 1 else next(iter(labels.values()))

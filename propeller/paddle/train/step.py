@@ -94,7 +94,10 @@ class Step:
             total, self._weight, examples, tokens = self._ranks.sum([total, weight, examples, tokens])
         self.num_examples, self.num_tokens = int(examples), int(tokens)
         if not self._weight:
-            raise DataError("The loss of a batch has the weight 0: there is nothing in it to learn from.")
+            raise DataError(
+                "The loss of a batch has the weight 0: there is nothing in it to learn from. Leave out "
+                "examples without a label that counts, or take larger batches."
+            )
         loss = float(total / self._weight)
         if not math.isfinite(loss):
             if not self._precision.may_overflow:

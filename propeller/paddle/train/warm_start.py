@@ -52,8 +52,9 @@ def warm_start(model: Model, setting: WarmStartSetting) -> None:
         raise ConfigError(f"The warm start maps parameters the model does not have: {', '.join(unknown)}.")
     if problems:
         raise CheckpointError(
-            "Warm start failed: " + "; ".join(problems) + ". Name what is meant to be new, such as a "
-            "classifier head, in WarmStartSetting(new=...)."
+            f"Warm start failed: {'; '.join(problems)}. Is the source a model of the same kind, and do the "
+            "hyper-parameters fit it? In code, WarmStartSetting(new=...) names what is meant to be new, such "
+            "as a classifier head."
         )
     model.set_state_dict({**model.state_dict(), **loaded})  # all names, else Paddle warns of each new one
     left = sorted(set(tensors) - {setting.mapping.get(name, name) for name in loaded})

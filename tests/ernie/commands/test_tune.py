@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from ernie.commands.main import main
+
 # Stands for a training script: what it "reaches" follows from its settings, and it can fail or wait.
 TRAINER = """
 import json, os, pathlib, signal, sys, time
@@ -24,19 +26,22 @@ folder = pathlib.Path(run_config["model_dir"])
 with open(os.environ["RUNS"], "a") as runs:
     runs.write(json.dumps({"seed": run_config["seed"], **hparams}) + chr(10))
 if os.environ.get("FAIL_AT") == str(run_config["seed"]):
-    sys.exit("error: no memory left")
+    sys.exit("error: no memory left.")
+acc = 0.5 + 1000 * hparams.get("learning_rate", 0) + 0.01 * run_config["seed"]
+results = {"loss": -acc, "acc": acc, "f1": "NaN", "n": 2}
+with open(folder / "metrics.jsonl", "w") as metrics:
+    metrics.write(json.dumps({"event": "train", "step": 1, "loss": 1.0}) + chr(10))
+    metrics.write(json.dumps({"event": "eval", "step": 1, "dataset": "dev", **results}) + chr(10))
 while os.environ.get("WAIT"):
     time.sleep(0.05)
     if got:
         print("signals", *map(int, got), flush=True)
         sys.exit(128 + got[0])
-acc = 0.5 + 1000 * hparams.get("learning_rate", 0) + 0.01 * run_config["seed"]
 version = folder / "best" / ".inference" / "step_1"
 version.mkdir(parents=True)
 (folder / "checkpoints").mkdir()
 (folder / "best" / "inference").symlink_to(".inference/step_1")
-results = {"dev": {"loss": -acc, "acc": acc, "f1": "NaN", "n": 2}}
-best = {"step": 1, "metric": os.environ.get("CHOSEN"), "results": results}
+best = {"step": 1, "metric": os.environ.get("CHOSEN"), "results": {"dev": results}}
 (version / "best.json").write_text(json.dumps(best))
 """
 
@@ -112,14 +117,23 @@ def test_by_the_metric_of_the_training(tune):
 def test_by_another_metric(tune):
     done = tune("--learning_rate", "1e-5,5e-5", "--metric", "loss")
     assert [line.split("\t")[0] for line in done.stdout.splitlines()[1:]] == ["5e-05", "1e-05"]
-    done = tune("--learning_rate", "1e-5,5e-5", "--metric", "mcc")
-    assert done.returncode == 2 and "no number 'mcc'; it has loss, acc, f1, n" in done.stderr
+
+
+@pytest.mark.parametrize("environment", [{}, {"WAIT": "1"}])
+def test_a_metric_that_is_not_there_is_found_at_the_first_evaluation(tune, tmp_path, environment):
+    """Also while the first training is still at work."""
+    done = tune("--learning_rate", "1e-5,5e-5", "--metric", "f2", **environment)
+    assert done.returncode == 2
+    assert "no number 'f2'; it has acc, f1, loss, n. Started again" in done.stderr
+    assert len(runs(tmp_path)) == 1
+    assert tune("--learning_rate", "1e-5", "--seeds", "1", "--metric", "f1").returncode == 0
 
 
 def test_a_training_that_fails_is_named_and_the_search_goes_on_there(tune, tmp_path):
     done = tune("--num_epochs", "1,2", "--batch_size", "8", "--learning_rate", "1e-5", FAIL_AT="2")
     assert done.returncode == 1
-    assert "exit code 1: error: no memory left" in done.stderr and "log.txt" in done.stderr
+    assert "exit code 1: error: no memory left. All it said is in" in done.stderr
+    assert "log.txt" in done.stderr
     assert len(runs(tmp_path)) == 2
     done = tune("--num_epochs", "1,2", "--batch_size", "8", "--learning_rate", "1e-5")
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 3
@@ -151,8 +165,9 @@ def test_the_training_gets_one_signal(tune, tmp_path, number):
         assert search.poll() is None
         time.sleep(0.01)
     os.killpg(search.pid, number)  # as a terminal does
-    search.communicate(timeout=60)
+    _, err = search.communicate(timeout=60)
     assert search.returncode == 128 + number
+    assert err.splitlines()[-1] == f"Stopped by {number.name}. The same command goes on from there."
     (text,) = [path.read_text() for path in (tmp_path / "out").glob("*/*/log.txt")]
     assert text.splitlines() == [f"signals {int(signal.SIGTERM)}"]
 
@@ -162,13 +177,27 @@ def test_close_values_do_not_share_a_folder(tune, tmp_path):
     assert len(runs(tmp_path)) == 2
 
 
-def test_a_best_bundle_outlives_a_table_by_another_metric(tune, tmp_path):
-    flags = ["--learning_rate", "1e-5,5e-5", "--seeds", "1"]
-    assert tune(*flags).returncode == 0
-    best = (tmp_path / "out" / "best").resolve()
-    done = tune(*flags, "--metric", "f1")  # all are NaN: the first run counts as best, and its bundle is gone
-    assert done.returncode == 0 and "dropped by a search before" in done.stderr
-    assert (tmp_path / "out" / "best").resolve() == best and (best / "best.json").exists()
+def best_acc(tmp_path: Path) -> float:
+    return json.loads((tmp_path / "out/best/best.json").read_text())["results"]["dev"]["acc"]
+
+
+def test_the_best_bundle_is_that_of_the_table_also_when_a_search_before_has_dropped_it(tune, tmp_path):
+    assert tune("--learning_rate", "2e-5,5e-5", "--seeds", "1").returncode == 0
+    assert best_acc(tmp_path) == pytest.approx(0.56)
+    done = tune("--learning_rate", "2e-5,1e-5", "--seeds", "1")
+    assert done.returncode == 0 and "once more, since a search before has dropped its bundle" in done.stderr
+    assert done.stdout.splitlines()[1].startswith("2e-05") and best_acc(tmp_path) == pytest.approx(0.53)
+    assert [run["learning_rate"] for run in runs(tmp_path)] == [2e-5, 5e-5, 1e-5, 2e-5]
+    # The best of the first search is still there.
+    assert tune("--learning_rate", "2e-5,5e-5", "--seeds", "1").returncode == 0
+    assert len(runs(tmp_path)) == 4 and best_acc(tmp_path) == pytest.approx(0.56)
+
+
+def test_another_metric_has_another_best(tune, tmp_path):
+    assert tune("--learning_rate", "1e-5,5e-5", "--seeds", "1").returncode == 0
+    done = tune("--learning_rate", "1e-5,5e-5", "--seeds", "1", "--metric", "f1")  # all NaN: the first counts
+    assert done.returncode == 0 and done.stdout.splitlines()[1].startswith("1e-05")
+    assert best_acc(tmp_path) == pytest.approx(0.52)
 
 
 @pytest.mark.parametrize(
@@ -197,3 +226,21 @@ def test_a_command_that_cannot_be_started(tmp_path):
         [sys.executable, *words, "--", str(tmp_path / "none")], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2 and "cannot be started" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "tune --output_dir out python x.py --data_dir data",
+            "no flag --data_dir. The command that trains, with its own flags, stands behind `--`.",
+        ),
+        ("predict --formt jsonl B", "there is no flag --formt. Did you mean '--format'?"),
+        ("predict B C", "more arguments than there should be: C"),
+    ],
+)
+def test_what_a_command_does_not_know(capsys, words, message):
+    with pytest.raises(SystemExit, match="2"):
+        main(words.split())
+    said = capsys.readouterr().err
+    assert said.startswith(f"usage: ernie {words.split()[0]}") and said.endswith(f"{message}\n")

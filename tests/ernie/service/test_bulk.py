@@ -6,9 +6,11 @@ import io
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import pytest
 from ernie.service import bulk, vector_file
 from ernie.service import lines as line_module
 from propeller import atomic
+from propeller import lines as limits
 from propeller.errors import ConfigError, PropellerError, ServerError, Unavailable, WorkerDied
 
 # Commits after every block, so that a kill finds something to go on with.
@@ -163,7 +166,7 @@ def test_many_bad_lines_are_counted(toy, tmp_path, capsys):
 
 
 def test_a_line_without_end(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(line_module, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(limits, "MAX_LINE_BYTES", 1000)
     monkeypatch.setattr(line_module, "_READ_BYTES", 300)
     (tmp_path / "in.txt").write_bytes(b"a\n" + b"x" * 5000 + b"\nb\n" + b"y" * 1000 + b"\n" + b"z" * 1200)
     assert encode(toy, tmp_path / "in.txt", tmp_path / "out.jsonl") == 1
@@ -181,7 +184,7 @@ def test_a_line_without_end(toy, tmp_path, monkeypatch):
 def test_positions_are_those_of_the_bytes(monkeypatch, size):
     """Whatever the pieces are that the input comes in."""
     monkeypatch.setattr(line_module, "_READ_BYTES", size)
-    monkeypatch.setattr(line_module, "MAX_LINE_BYTES", 10)
+    monkeypatch.setattr(limits, "MAX_LINE_BYTES", 10)
     data = b"one\r\ntwo\n\n" + b"x" * 25 + b"\n\xe4\xb8\xad\nlast"
     reader = line_module.LineReader(io.BufferedReader(io.BytesIO(data)), 2)
     lines = []
@@ -433,6 +436,39 @@ def test_the_input_is_not_written_over(toy, tmp_path):
         with pytest.raises(ConfigError, match="is the input; write the vectors to another file"):
             encode(toy, source, target)
     assert source.read_text() == "w1\n"
+
+
+@pytest.mark.parametrize("kind", ["npy", "jsonl"])
+def test_a_named_pipe_is_written_and_not_replaced(toy, tmp_path, kind):
+    lines = words(30)
+    source, target = write_lines(tmp_path / "in.txt", lines), tmp_path / f"out.{kind}"
+    os.mkfifo(target)
+    with ThreadPoolExecutor() as threads:
+        read = threads.submit(target.read_bytes)
+        assert encode(toy, source, target) == 0
+        assert stat.S_ISFIFO(target.stat().st_mode)
+        content = read.result(60)
+    if kind == "npy":
+        np.testing.assert_array_equal(np.load(io.BytesIO(content)), toy.vectors(lines))
+    else:
+        assert len(content.splitlines()) == 30
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", target.name]
+    with pytest.raises(ConfigError, match="--restart is for an output file"):
+        encode(toy, source, target, "--restart")
+    with pytest.raises(ConfigError, match=r"The output .* cannot be written \(Is a directory\)"):
+        encode(toy, source, tmp_path)
+
+
+def test_what_a_link_leads_to_gets_the_rows(toy, tmp_path):
+    lines = words(3)
+    source, link = write_lines(tmp_path / "in.txt", lines), tmp_path / "link.npy"
+    (tmp_path / "there").mkdir()
+    link.symlink_to("there/out.npy")
+    for _ in range(2):  # it is not there, and it is
+        assert encode(toy, source, link) == 0
+        assert link.is_symlink()
+        np.testing.assert_array_equal(np.load(tmp_path / "there" / "out.npy"), toy.vectors(lines))
+    assert os.listdir(tmp_path / "there") == ["out.npy"]
 
 
 def test_nobody_there(tmp_path, toy):

@@ -266,8 +266,8 @@ class Wait(propeller.Hook):
     name = "wait"
     def step_end(self, state, result):
         if state.step == int(sys.argv[3]):
-            print("holding", flush=True)
             with contextlib.suppress(OSError):  # of a terminal that is gone
+                print("holding", flush=True)
                 sys.stdin.readline()
 
 def main():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -298,6 +300,23 @@ def test_a_model_that_cannot_be_traced(toy, exporter, columns):
             exporter.export(model, RunState(step=1), {"dev": {"acc": 1.0}}, columns)
         assert model.mode is RunMode.TRAIN
     assert list(exporter.folder.rglob("*")) == [exporter.folder / ".inference"]
+
+
+def test_a_home_that_cannot_be_written(offer, exporter, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "file/home"))
+    assert offer(exporter, [0.5]) == [1]
+    assert os.environ["HOME"] == str(tmp_path / "file/home")
+
+
+def test_what_the_disk_says_is_not_put_down_to_the_model(offer, exporter, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(paddle.jit, "save", full)
+    with pytest.raises(ExportError, match="No space left on device") as raised:
+        offer(exporter, [0.5])
+    assert "forward" not in str(raised.value)
 
 
 def test_the_processor_travels_with_the_bundle(model, columns, tmp_path):

@@ -155,7 +155,7 @@ def test_new_is_loaded_where_it_fits(model, tensors, weights_of, assert_same_bit
         (
             {"out.bias": None, "norm.bias": None},
             {},
-            r"failed: missing: norm\.bias; missing: out\.bias\. Name what",
+            r"failed: missing: norm\.bias; missing: out\.bias\. Is the source a model of",
         ),
         (
             {"out.weight": np.zeros((16, 3), np.float32)},
