@@ -16,6 +16,7 @@ import logging
 import os
 import stat
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -51,6 +52,8 @@ log = logging.getLogger("ernie")
 _THREADS = 4
 _BLOCKS_AHEAD = 4
 _MAX_SHOWN_ERRORS = 20
+# How often it is logged how far it is, where there is no terminal for a progress bar.
+_LOG_S = 30.0
 
 
 class LineEncoder:
@@ -151,6 +154,7 @@ def encode_lines(reader: LineReader, encoder: LineEncoder, target: Target, bar: 
         ServiceError: the server does not answer any more, or with another model; what was made safe is kept.
     """
     pool = ThreadPoolExecutor(_THREADS)
+    logged_at = time.monotonic()
 
     def submitted() -> Iterator[tuple[Block, Future[tuple[list[Row], int]]]]:
         for block in reader.blocks():
@@ -164,6 +168,10 @@ def encode_lines(reader: LineReader, encoder: LineEncoder, target: Target, bar: 
             _show_errors(rows, before)
             bar.update(block.position.num_bytes - before.position.num_bytes)
             bar.set_postfix(lines=block.position.lines, refresh=False)
+            if bar.disable and time.monotonic() - logged_at >= _LOG_S:
+                logged_at = time.monotonic()
+                share = f", {block.position.num_bytes / bar.total:.0%} of the input" if bar.total else ""
+                log.info("%d lines%s", block.position.lines, share)
             if target.is_due():
                 encoder.check()
                 target.commit()
@@ -227,20 +235,26 @@ def main(argv: Sequence[str] | None = None) -> int:
                 disable=not sys.stderr.isatty(),
             )
         )
+        started = time.monotonic()
         try:
             encode_lines(reader, encoder, target, bar)
-        except ServiceError:
+        except (ServiceError, KeyboardInterrupt):
             if target.kept is not None:
                 log.error("stopped; the same command goes on behind line %d", target.kept.position.lines)
             raise
+    _sum_up(target, begun, time.monotonic() - started, args.output, encoder.max_seqlen)
+    return 1 if target.written.errors else 0
+
+
+def _sum_up(target: Target, begun: Position, seconds: float, output: str | None, max_seqlen: int) -> None:
     done = target.written
+    if target.kept is not None:  # of a pipe the reader knows
+        speed = (done.position.lines - begun.lines) / max(seconds, 1e-9)
+        log.info("%d lines in %s, %.0f lines/s", done.position.lines, output, speed)
     if done.truncated:
-        log.warning(
-            "%d of %d lines were cut to %d tokens", done.truncated, done.position.lines, encoder.max_seqlen
-        )
+        log.warning("%d of %d lines were cut to %d tokens", done.truncated, done.position.lines, max_seqlen)
     if done.errors:
         log.error("%d of %d lines have no vector", done.errors, done.position.lines)
-    return 1 if done.errors else 0
 
 
 def _source(path: str | None, stack: contextlib.ExitStack) -> tuple[BinaryIO, int | None]:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import asyncio
 
 from ernie.service.texts import Encoded, Job
+from propeller.errors import ConfigError
 from propeller.service.client import AsyncInferenceClient, InferenceClient
 
 
 def address_of(host: str, port: int) -> str:
-    """The address of a server; an IPv6 host is put into brackets."""
+    """The address of a server; an IPv6 host is put into brackets.
+
+    Raises:
+        ConfigError: the host is an address with a protocol.
+    """
+    if "://" in host:
+        raise ConfigError(f"The host is {host!r}; expected a name or number alone, such as localhost.")
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 

@@ -20,7 +20,6 @@ if __name__ == "__main__" and os.path.realpath(sys.path[0]) == os.path.dirname(o
 
 import argparse
 import dataclasses
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -47,7 +46,7 @@ def _main(argv: Sequence[str] | None) -> int:
     sources = start_server.models_from(named)
     settings = start_server.settings_from(args, sources)  # what is wrong with a flag shows before the export
     companion = _http_command(args)
-    cli.setup_logging(logging.DEBUG if args.verbose else logging.INFO)
+    cli.setup_logging(args.verbose)
     options = export.options_from(args)
     bundles = {
         name: export.encoder_bundle(source, options, args.cache_dir) for name, source in sources.items()

@@ -12,7 +12,9 @@ its own, so that the server stays free of Paddle.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import importlib.metadata
 import logging
@@ -23,7 +25,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -34,14 +35,15 @@ from ernie.tasks.pooling import PROMPTS, EncoderOptions, read_folder, resolve
 from ernie.tokenizing import Tokenizer, load_tokenizer
 from propeller import atomic, cli
 from propeller.bundle import DESCRIPTION, read_bundle
-from propeller.data import pad_batch
-from propeller.data.cache import default_folder
+from propeller.data import default_folder, pad_batch
 from propeller.errors import ConfigError, ExportError
 from propeller.tools.start_server import ServerParser
 from propeller.version import __version__
 
 log = logging.getLogger("ernie")
 
+# Exports kept in a cache folder; those that run are kept in any case.
+_KEPT = 8
 # What the exported model is compared with the live one on: rows of many lengths, and padding.
 _PROBE_TEXTS = (
     "",
@@ -66,7 +68,7 @@ def add_arguments(parser: ServerParser) -> None:
     add("--max-seqlen", type=int, metavar="TOKENS", help="the longest input; what is longer is cut")
     for kind in PROMPTS:
         add(f"--{kind}-prefix", metavar="TEXT", help=f"stands before a text that is sent as a {kind}")
-    add("--cache-dir", type=Path, metavar="DIR", help="where exports are kept; default: ~/.cache/propeller")
+    add("--cache-dir", type=Path, metavar="DIR", help="for the newest exports; default: ~/.cache/propeller")
 
 
 def options_from(args: argparse.Namespace) -> EncoderOptions:
@@ -79,7 +81,7 @@ def options_from(args: argparse.Namespace) -> EncoderOptions:
 def encoder_bundle(
     source: str | Path, options: EncoderOptions | None = None, cache_dir: str | Path | None = None
 ) -> Path:
-    """Returns the bundle of an encoder; loads no Paddle.
+    """Returns the bundle of an encoder, which is kept as long as this process runs; loads no Paddle.
 
     Args:
         source: a bundle, which is taken as it is, or a pretrained folder.
@@ -96,10 +98,33 @@ def encoder_bundle(
         _check_bundle(source, options)
         return source
     export = EncoderExport(source, options, cache_dir)
+    _hold(export.folder)
     if export.is_whole():
         log.info("taking the export of %s in %s", source, export.folder)
         return export.folder
-    return _export_aside(source, options, cache_dir)
+    folder = _export_aside(source, options, cache_dir)
+    _hold(folder)
+    return folder
+
+
+def _hold(folder: Path) -> None:
+    """Marks an export, if it is there, as used, and keeps it from being removed while this process runs."""
+    with contextlib.suppress(OSError):  # no such file, another user's, or a file system without locks
+        os.utime(folder)
+        # Never closed, which would give the lock back.
+        fcntl.flock(os.open(folder / DESCRIPTION, os.O_RDONLY), fcntl.LOCK_SH)
+
+
+def _keep_newest(folder: Path) -> None:
+    """Removes the exports beside this one that were not used for longest, and that nobody runs."""
+    # What cannot be removed stays: that costs space, no more.
+    with contextlib.suppress(OSError):
+        others = [other for other in folder.parent.glob("[0-9a-f]" * 32) if other != folder]
+        others.sort(key=lambda other: other.stat().st_mtime, reverse=True)
+        for stale in others[_KEPT - 1 :]:
+            with contextlib.suppress(OSError), (stale / DESCRIPTION).open("rb+") as description:
+                atomic.lock_file(description, wait=False)
+                shutil.rmtree(stale)
 
 
 def _check_bundle(folder: Path, options: EncoderOptions) -> None:
@@ -187,8 +212,9 @@ class EncoderExport:
                 shutil.rmtree(left, ignore_errors=True)
             with atomic.new_folder(self.folder, replace=True) as temporary:
                 self._write(temporary)
+        _keep_newest(self.folder)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)

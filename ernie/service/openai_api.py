@@ -55,13 +55,17 @@ log = logging.getLogger("ernie")
 
 MAX_INPUTS = 2048  # OpenAI's own limit
 MAX_BODY_BYTES = 16 << 20
+MAX_IDS = 1 << 20  # OpenAI takes 300,000 in a request
 # Requests for embeddings at a time, further ones are answered by 429; with the limit of a body and the time
 # that one may take to come it bounds the memory. Not connections: those that ask for nothing cost little.
 MAX_RUNNING = 256
 _BODY_S = 30.0
+# Beyond its input a request has a few fields and lists. A body of less than so many bytes is parsed at once.
+_MAX_OTHERS, _QUICK_BYTES = 256, 1 << 16
 _BUSY_RETRY_MS = 1000.0
 _HEALTH_S = 2.0
 _METRICS_S = 5.0
+_TOO_MANY = f"at most {MAX_INPUTS} texts, or rows of token ids, are taken at a time"
 _STATUS: tuple[tuple[type[ServiceError], int], ...] = (
     (BadRequest, 400),
     (Overloaded, 429),
@@ -122,13 +126,9 @@ def make_app(
 
     # No pages of documentation, which would load scripts from elsewhere; the schema is a route of its own.
     app = FastAPI(
-        title="ernie-propeller",
-        version=__version__,
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-    )
+        title="ernie-propeller", version=__version__, lifespan=lifespan,
+        docs_url=None, redoc_url=None, openapi_url=None,
+    )  # fmt: skip
     app.state.metrics_url = metrics_url
     app.state.running = asyncio.Semaphore(MAX_RUNNING)
     app.include_router(_keyed, dependencies=[Depends(_key_check(api_key))])
@@ -159,7 +159,8 @@ async def embeddings(request: Request) -> Response:
 
 
 async def _answer(request: Request) -> Response:
-    wanted = _parsed(await _body(request))
+    body = await _body(request)
+    wanted = _parsed(body) if len(body) < _QUICK_BYTES else await asyncio.to_thread(_parsed, body)
     encoder = await _encoder(request, wanted.model)
     vectors, num_tokens, truncated = await _vectors(request, encoder, wanted)
     if wanted.dimensions is not None:
@@ -249,17 +250,27 @@ async def _received(request: Request) -> bytes:
     return b"".join(pieces)
 
 
+def _check_items(body: bytes) -> None:
+    """Refuses more items than any request has: to parse them would hold up all others, also in a thread."""
+    most = MAX_INPUTS + _MAX_OTHERS
+    bare = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    outside = b"".join(bare.split(b'"', 2 * most)[::2])
+    strings, lists = bare.count(b'"') // 2, outside.count(b"[") + outside.count(b"{")
+    if max(strings, lists, outside.count(b",") - MAX_IDS) > most:
+        raise BadRequest(f"input: {_TOO_MANY}, {MAX_IDS} ids altogether.")
+
+
 def _parsed(body: bytes) -> EmbeddingsRequest:
     """Reads and checks what can be checked without the model."""
+    _check_items(body)
     try:
         wanted = EmbeddingsRequest.model_validate_json(body)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False, include_context=False)
         problem = problems[0]
-        field = ".".join(map(str, problem["loc"][:1])) or "The body"
-        expected = problem["msg"]
+        field, expected = ".".join(map(str, problem["loc"][:1])) or "The body", problem["msg"]
         if any(one["type"] == "too_long" for one in problems):
-            expected = f"at most {MAX_INPUTS} texts, or rows of token ids, are taken at a time"
+            expected = _TOO_MANY
         elif field == "input" and problem["type"] != "missing":
             expected = "expected a string, a list of strings, a list of token ids, or a list of such lists"
         raise BadRequest(f"{field}: {expected}.") from error

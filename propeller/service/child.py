@@ -18,9 +18,6 @@ log = logging.getLogger("propeller")
 
 # What asks a process to end. Ctrl-C and systemd ask every process of a group; the parent is to decide.
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# A child that died sooner than this after it was ready is replaced after a pause, each time a longer one.
-_SHORT_LIFE_S = 1.0
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
 
 
 class Child:
@@ -99,18 +96,6 @@ def describe(code: int) -> str:
     if code < 0:
         return f"killed by signal {-code} ({signal.Signals(-code).name})"
     return f"exit status {code}"
-
-
-def next_pause(pause_s: float, lived_s: float) -> float:
-    """How long to wait before a dead child is replaced.
-
-    Args:
-        pause_s: how long that was the last time.
-        lived_s: how long it had been ready.
-    """
-    if lived_s >= _SHORT_LIFE_S:
-        return 0.0
-    return min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, 2 * pause_s))
 
 
 def one_line(error: Exception, max_chars: int = 1000) -> str:

@@ -246,7 +246,10 @@ class InferenceClient(_Client):
         return result
 
     def ping(self, *, timeout: Timeout = ...) -> dict[str, Any]:
-        """Returns the server's `status` (`starting`, `ready` or `draining`), `version` and `models`."""
+        """Returns the server's `status` (`starting`, `ready` or `draining`), `version` and `models`.
+
+        A server that has lost all workers of a model is `starting` again, and gives the `reason`.
+        """
         result: dict[str, Any] = self._one(self._question("ping", timeout))
         return result
 

@@ -10,10 +10,12 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 
+from propeller.service.backoff import Backoff
+
 log = logging.getLogger("propeller")
 
-# Between starts, doubled each time until it has run for the longest of these pauses.
-_RESTART_S, _MAX_RESTART_S = 1.0, 60.0
+# Between starts, until it has run for the longest of these pauses.
+_RESTART_S = (1.0, 60.0)
 # It answers what it has, and the server goes on for it meanwhile.
 _STOP_S = 10.0
 
@@ -30,7 +32,7 @@ class Companion:
         self._command: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._restart_at = self._started = 0.0
-        self._pause = _RESTART_S
+        self._backoff = Backoff(*_RESTART_S)
 
     @property
     def is_wanted(self) -> bool:
@@ -60,8 +62,9 @@ class Companion:
                 self._wait(now)
 
     def _wait(self, now: float) -> None:
-        self._pause = _RESTART_S if now - self._started > _MAX_RESTART_S else self._pause * 2
-        self._restart_at = now + min(self._pause, _MAX_RESTART_S)
+        if now - self._started > max(_RESTART_S):
+            self._backoff.reset()
+        self._restart_at = now + self._backoff.next()
 
     def ask_to_end(self) -> None:
         """Has it finish what it has, without waiting for that."""

@@ -22,6 +22,7 @@ from pathlib import Path
 import zmq
 
 from propeller.errors import Draining, Overloaded, PropellerError, ServiceError, Unavailable
+from propeller.service.backoff import Backoff
 from propeller.service.client_link import Link, State, resolve
 from propeller.service.frames import Frame
 from propeller.service.outbox import Call, Deadline, Outbox
@@ -196,7 +197,7 @@ class _Loop:
         self._leaving = False
         self._blocked = False
         self._endpoints: list[str] = []
-        self._attempts = 0
+        self._backoff = Backoff(*_RECONNECT_S)
         self._next_attempt = 0.0
         self._refused: list[tuple[float, int, Call]] = []
         # The first of the calls that were lost with a connection, until there is a reply. Meanwhile one is
@@ -214,11 +215,14 @@ class _Loop:
 
     def turn(self) -> None:
         """Waits until there is something to do and does it."""
-        if any(source == self._bell.fd for source, _ in self._poller.poll(self._sleep_ms())):
+        events = dict(self._poller.poll(self._sleep_ms()))
+        if self._bell.fd in events:
             self._bell.stop()
-        if self._link is not None:
-            self._receive(self._link)
-            self._look_at(self._link)
+        link = self._link
+        if link is not None and link.socket in events:
+            self._receive(link)
+        if link is not None and link.monitor in events:
+            self._look_at(link)
         now = time.monotonic()
         self._ask_again(now)
         if self._leaving and not self._outbox.awaits_replies():
@@ -256,9 +260,7 @@ class _Loop:
             self._poller.register(self._link.monitor, zmq.POLLIN)
 
     def _pause(self) -> None:
-        low, high = _RECONNECT_S
-        self._next_attempt = time.monotonic() + min(high, low * 2.0**self._attempts)
-        self._attempts = min(self._attempts + 1, 16)
+        self._next_attempt = time.monotonic() + self._backoff.next()
 
     def _drop_link(self) -> None:
         if self._link is not None:
@@ -270,12 +272,13 @@ class _Loop:
     def _look_at(self, link: Link) -> None:
         """Acts on what has become of the link."""
         before, state = link.state, link.update()
+        self._condition.problem = link.problem
         if state is before:
             return
-        self._condition.problem = link.problem
         if state is State.READY:
             self._condition.ready = self._condition.was_ready = True
-            self._attempts, self._endpoints = 0, []
+            self._backoff.reset()
+            self._endpoints = []
         elif state is State.REFUSED:
             self._drop_link()
             self._endpoints = []

@@ -32,6 +32,8 @@ _DTYPES = {
         *("float16", "float32", "float64"),
     )
 }
+# By dtype, of either byte order: numpy makes the name anew, in Python, each time that it is asked for.
+_NAMES = {dtype.newbyteorder(order): name for name, dtype in _DTYPES.items() for order in "<>"}
 _ARRAY_KEYS = ("name", "dtype", "shape")
 _MAX_NAME = 64
 # An integer of 64 bits has no more, and none is so long that reading it takes noticeable time.
@@ -107,16 +109,16 @@ def to_frames(
     described, frames = [], []
     for place, (name, values) in enumerate(arrays):
         array = np.asarray(values)
-        dtype = _DTYPES.get(array.dtype.name)
-        if dtype is None:
+        dtype_name = _NAMES.get(array.dtype)
+        if dtype_name is None:
             raise error(
                 f"Array {place if name is None else repr(name)} is {array.dtype}; expected one of "
                 f"{', '.join(_DTYPES)}.",
                 request_id=header["id"],
             )
-        described.append({"name": name, "dtype": array.dtype.name, "shape": list(array.shape)})
+        described.append({"name": name, "dtype": dtype_name, "shape": list(array.shape)})
         # As bytes by way of numpy: a memoryview cannot be cast where a size is 0.
-        fitting = np.asarray(array, dtype=dtype, order="C")
+        fitting = np.asarray(array, dtype=_DTYPES[dtype_name], order="C")
         frames.append(fitting.reshape(-1).view(np.uint8).data)
     parts = {"header": {"v": VERSION, **header, "arrays": described, "body": body[0] if body else None}}
     if body is not None:
@@ -140,7 +142,7 @@ def to_json(value: Any) -> bytes:
         RecursionError: it is nested too deep.
     """
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
+        return _ENCODER.encode(value).encode("utf-8")
     except UnicodeEncodeError:  # a lone surrogate, which only an escape can stand for
         return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
 
@@ -207,7 +209,8 @@ class MessageReader:
 
     def _parsed(self, frame: memoryview, what: str, max_bytes: int) -> Any:
         if frame.nbytes > max_bytes:
-            self.fail(f"The {what} frame has {frame.nbytes} bytes; at most {max_bytes} are taken.")
+            given = "examples of a request have" if what == "raws" else f"{what} frame has"
+            self.fail(f"The {given} {frame.nbytes} bytes; at most {max_bytes} are taken.")
         try:
             return _DECODER.decode(str(frame, "utf-8"))
         except RecursionError:
@@ -340,6 +343,8 @@ def _is_deeper(value: Any, limit: int) -> bool:
     """Whether a parsed JSON value has more than so many levels of lists and objects."""
     level = [value]
     for _ in range(limit):
+        if not level:
+            return False
         level = [
             inner
             for outer in level
@@ -374,4 +379,5 @@ def _moderate(text: str) -> int:
     return int(text)
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _DECODER = json.JSONDecoder(parse_constant=_refused, parse_float=_finite, parse_int=_moderate)

@@ -24,7 +24,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, Protocol
 
-from propeller.service.child import SIGNALS, Child, describe, next_pause, one_line
+from propeller.service.backoff import Backoff
+from propeller.service.child import SIGNALS, Child, describe, one_line
 from propeller.service.spawn import HostSettings
 from propeller.service.uplink import Uplink
 from propeller.version import __version__
@@ -36,6 +37,8 @@ STOP, ANNOUNCE = b"S", b"A"
 _READY, _BROKEN = b"R", b"B"
 
 _BEAT_S = 1.0
+# A worker that died sooner than this after it was ready is replaced after a pause, each time a longer one.
+_SHORT_LIFE_S, _REPLACE_S = 1.0, (0.1, 10.0)
 # How long a joined host that was told to end waits for the server to let it go.
 _LEAVE_S = 30.0
 # How long a host that cannot run its bundle tries to tell the server.
@@ -88,7 +91,7 @@ class Host:
         self._workers: dict[str, _Worker] = {}
         self._started = 0
         self._due: list[float] = []  # when workers are to be forked
-        self._pause_s = 0.0
+        self._backoff = Backoff(*_REPLACE_S)
         self._beat_at = time.monotonic() + _BEAT_S
         self._complain_at = time.monotonic() + _COMPLAIN_S
         self._leave_by = math.inf
@@ -270,9 +273,12 @@ class Host:
         self._uplink.send("died", worker.child.name, {"status": describe(code)})
         if self._ending:
             return
-        now = time.monotonic()
-        self._pause_s = next_pause(self._pause_s, 0.0 if worker.ready_at is None else now - worker.ready_at)
-        self._due = sorted([*self._due, now + self._pause_s])
+        due = time.monotonic()
+        if worker.ready_at is not None and due - worker.ready_at >= _SHORT_LIFE_S:
+            self._backoff.reset()
+        else:
+            due += self._backoff.next()
+        self._due = sorted([*self._due, due])
 
     def _report(self, problem: str) -> None:
         """Tells the server that nothing can be run here, as soon as it can be reached."""

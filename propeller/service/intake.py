@@ -2,31 +2,36 @@
 
     decode -> ping, spec, or predict: check, or prepare in a thread -> admit ... join in a thread -> reply
 
-A thread is taken only for what is a processor's: raw examples, and answers that it joins of several parts.
+A thread is taken only for what is a processor's: raw examples, those of several requests together, and
+answers that it joins of several parts.
 
 Whatever a message holds, its sender gets one reply if it can be addressed, and the server goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from propeller.errors import (
     BadRequest,
+    DeadlineExceeded,
     Draining,
     PropellerError,
     ServerError,
     ServiceError,
     did_you_mean,
 )
+from propeller.processor import log_failure
 from propeller.service.frames import Frame, Limits
 from propeller.service.frontend import Client
-from propeller.service.layout import Inputs
+from propeller.service.layout import Inputs, Layout
 from propeller.service.metrics import Metrics
 from propeller.service.model import Model
 from propeller.service.pool import Pool
@@ -41,7 +46,22 @@ T = TypeVar("T")
 
 STARTING, READY, DRAINING = "starting", "ready", "draining"
 
+_LATE = "the time given to the request was over before it could be prepared"
+# Requests of raw examples are prepared together, up to so many bytes: some 32 short texts, 1 ms. Threads have
+# so many of such groups at a time; what comes meanwhile makes the next one.
+_GROUP_BYTES = 8 << 10
+_MAX_GROUPS = 2
 _PUBLIC = 0  # the frontend that anybody connects to; the companion, which ends first, has its own
+
+
+class _Raw(NamedTuple):
+    """A request of raw examples that is to be prepared, and the size of its message."""
+
+    client: Client
+    pool: Pool
+    request: Request
+    received: float
+    num_bytes: int
 
 
 class Intake:
@@ -55,7 +75,7 @@ class Intake:
         metrics: what is counted.
 
     Attributes:
-        state: `STARTING`, `READY` or `DRAINING`.
+        state: `STARTING`, `READY` or `DRAINING`; see also `health`.
     """
 
     def __init__(
@@ -70,8 +90,16 @@ class Intake:
         self._threads, self._metrics = threads, metrics
         self.state = STARTING
         self._results: deque[Callable[[], None]] = deque()  # of threads, to be gone on with in the loop
+        self._raws: deque[_Raw] = deque()  # no thread has these yet
+        self._num_groups = 0  # that threads have
         # By request, since nothing keeps a client from giving two of them one id.
-        self._preparing: dict[Request, tuple[Client, Pool]] = {}
+        self._preparing: dict[Request, tuple[Client, Pool, float]] = {}  # and when it must be answered
+
+    @property
+    def health(self) -> str:
+        """The state of this moment, and lines that say why: it is `STARTING` while a model has no worker."""
+        problems = [model.problem for model in self._models.values() if model.problem is not None]
+        return "\n".join([STARTING, *problems]) if self.state == READY and problems else self.state
 
     def take(self, client: Client, frames: list[Frame]) -> None:
         """Does what a message asks for, at once or in the end."""
@@ -89,7 +117,9 @@ class Intake:
         pool = None
         try:
             if request.kind == "ping":
-                result = {"status": self.state, "version": __version__, "models": list(self._models)}
+                status, _, reason = self.health.partition("\n")
+                result = {"status": status, "version": __version__, "models": list(self._models)}
+                result |= {"reason": reason} if reason else {}
                 self._reply(client, None, Reply(request.id, result=result), received)
                 return
             pool = self._model_of(request).current
@@ -100,7 +130,7 @@ class Intake:
             elif request.raws is None:
                 pool.serving.admit(client, request, pool.serving.layout.check(request), received)
             else:
-                self._prepare(client, pool, request, received, sum(map(len, frames)))
+                self._queue(_Raw(client, pool, request, received, sum(map(len, frames))))
         except PropellerError as error:
             self._reply(client, pool, _refusal(request.id, error), received)
         except Exception as error:  # nobody's message may end the server
@@ -126,24 +156,62 @@ class Intake:
             "limits": limits,
         }
 
-    def _prepare(self, client: Client, pool: Pool, request: Request, received: float, size: int) -> None:
-        """Has raw examples prepared in a thread, and the request admitted afterwards in the loop."""
-        pool.serving.reserve(request, size)
-        self._preparing[request] = client, pool
+    def _queue(self, raw: _Raw) -> None:
+        """Has raw examples wait for `prepare`."""
+        client, pool, request, received, num_bytes = raw
+        pool.serving.reserve(request, num_bytes)
+        until = math.inf if request.deadline_ms is None else received + request.deadline_ms / 1000.0
+        self._preparing[request] = client, pool, until
+        self._raws.append(raw)
 
-        def go_on(future: Future[Inputs]) -> None:
-            pool.serving.release(request, size)
-            if self._preparing.pop(request, None) is None:
-                return
-            try:
-                pool.serving.admit(client, request, _outcome(future), received)
-            except PropellerError as error:
-                self._reply(client, pool, _refusal(request.id, error), received)
-            except Exception as error:  # a processor is anybody's code
-                log.exception("the processor of the model %s failed", pool.serving.name)
-                self._reply(client, pool, _refusal(request.id, error), received)
+    def prepare(self) -> None:
+        """Has the raw examples that came in prepared in threads, those of one model together.
 
-        self._in_thread(go_on, pool.serving.layout.prepare, request)
+        A processor takes hardly longer for several short texts than for one, and so does the way to a thread.
+        """
+        while self._raws and self._num_groups < _MAX_GROUPS:
+            group = [self._raws.popleft()]
+            num_bytes = group[0].num_bytes
+            while self._raws and self._raws[0].pool is group[0].pool:
+                num_bytes += self._raws[0].num_bytes
+                if num_bytes > _GROUP_BYTES:
+                    break
+                group.append(self._raws.popleft())
+            self._prepare(group)
+
+    def _prepare(self, group: Sequence[_Raw]) -> None:
+        """Has requests to one model prepared in a thread, and admitted afterwards in the loop."""
+        self._num_groups += 1
+
+        def prepare() -> dict[Request, Inputs | BaseException]:
+            wanted = [raw.request for raw in group if self._is_awaited(raw.request)]
+            return dict(zip(wanted, _prepared(group[0].pool.serving.layout, wanted), strict=True))
+
+        def go_on(future: Future[dict[Request, Inputs | BaseException]]) -> None:
+            self._num_groups -= 1
+            outcomes = future.result()
+            for raw in group:
+                late = DeadlineExceeded(_LATE, request_id=raw.request.id)
+                self._admit(raw, outcomes.get(raw.request, late))
+
+        self._in_thread(go_on, prepare)
+
+    def _is_awaited(self, request: Request) -> bool:
+        """Whether somebody still waits for what is to be prepared; may be called by any thread."""
+        preparing = self._preparing.get(request)
+        return preparing is not None and time.monotonic() < preparing[2]
+
+    def _admit(self, raw: _Raw, outcome: Inputs | BaseException) -> None:
+        """Admits a request that has been prepared, unless it has ended meanwhile."""
+        client, pool, request, received, num_bytes = raw
+        pool.serving.release(request, num_bytes)
+        if self._preparing.pop(request, None) is None:
+            return
+        try:
+            pool.serving.admit(client, request, _result(outcome), received)
+        except Exception as error:  # a processor is anybody's code
+            log_failure(_raised(error))
+            self._reply(client, pool, _refusal(request.id, error), received)
 
     def _join(self, pool: Pool, ticket: Ticket) -> None:
         """Has the answers of a request joined in a thread; until then it counts as not answered."""
@@ -151,9 +219,9 @@ class Intake:
         def go_on(future: Future[list[Any]]) -> None:
             result: list[Any] | ServiceError
             try:
-                result = _outcome(future)
+                result = _result(future.exception() or future.result())
             except Exception as error:
-                log.error("request %s: %s", ticket.request.id, error, exc_info=error.__cause__)
+                log_failure(_raised(error))
                 result = _as_service_error(error)
             self.answer(pool, pool.serving.joined(ticket, result))
 
@@ -181,17 +249,22 @@ class Intake:
             else:
                 self._reply(ticket.client, pool, reply, ticket.received)
 
-    def answer_preparing(self, error: ServiceError) -> None:
-        """Answers what is still being prepared; its arrays are of no use any more."""
-        for request, (client, pool) in self._preparing.items():
-            self._reply(client, pool, Reply(request.id, error=error), time.monotonic())
-        self._preparing.clear()
+    def answer_late(self) -> None:
+        """Answers what is still being prepared and should have been answered by now."""
+        self.answer_preparing(DeadlineExceeded(_LATE), time.monotonic())
+
+    def answer_preparing(self, error: ServiceError, until: float = math.inf) -> None:
+        """Answers what is still being prepared, all or what must be answered until some time."""
+        for request, (client, pool, deadline) in list(self._preparing.items()):
+            if deadline <= until:
+                del self._preparing[request]
+                self._reply(client, pool, Reply(request.id, error=error), time.monotonic())
 
     def drop_the_gone(self) -> None:
         """Drops the requests of clients that are gone."""
         for frontend in self._sockets.frontends:
             for client in frontend.gone(self._has_work):
-                for request, (whose, _) in list(self._preparing.items()):
+                for request, (whose, _, _) in list(self._preparing.items()):
                     if whose == client:
                         del self._preparing[request]
                 for pool in self._pools():
@@ -211,7 +284,7 @@ class Intake:
         self._metrics.answered(None if pool is None else pool.serving.name, code, time.monotonic() - received)
 
     def _has_work(self, client: Client) -> bool:
-        prepares = any(whose == client for whose, _ in self._preparing.values())
+        prepares = any(whose == client for whose, _, _ in self._preparing.values())
         return prepares or any(pool.serving.has_work(client) for pool in self._pools())
 
     def _pools(self) -> Iterator[Pool]:
@@ -219,16 +292,37 @@ class Intake:
             yield from model.pools()
 
 
-def _outcome(future: Future[T]) -> T:
-    """The result of a future that is done.
+def _prepared(layout: Layout, requests: Sequence[Request]) -> list[Inputs | BaseException]:
+    """What becomes of each request; for a thread. A bad one harms no other."""
+    if len(requests) > 1:
+        with contextlib.suppress(BaseException):  # what it is shows when each is tried alone
+            return [*layout.prepare_all(requests)]
+    outcomes: list[Inputs | BaseException] = []
+    for request in requests:
+        try:
+            outcomes.append(layout.prepare(request))
+        except BaseException as error:
+            outcomes.append(error)
+    return outcomes
+
+
+def _result(outcome: T | BaseException) -> T:
+    """What came of a processor's work.
 
     Raises:
-        ServerError: what ran in it wanted to end the process, which is not for a processor to say.
+        Exception: what it raised.
+        ServerError: it wanted to end the process, which is not for a processor to say.
     """
-    error = future.exception()
-    if error is not None and not isinstance(error, Exception):
-        raise ServerError(f"the processor gave up: {error!r}") from error
-    return future.result()
+    if isinstance(outcome, Exception):
+        raise outcome
+    if isinstance(outcome, BaseException):
+        raise ServerError(f"the processor gave up: {outcome!r}") from outcome
+    return outcome
+
+
+def _raised(error: Exception) -> BaseException:
+    """What a processor raised, where that became an error of the service."""
+    return error.__cause__ or error if isinstance(error, ServiceError) else error
 
 
 def _refusal(request_id: str, error: Exception) -> Reply:

@@ -117,7 +117,6 @@ class _Member:
         if self.process is not None and self.process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self.process.stdin.write(b"\0")
-                self.process.stdin.flush()
 
     def kill(self) -> None:
         """Ends it, and its workers, at once."""

@@ -17,9 +17,9 @@ import numpy as np
 
 from propeller.bundle import Bundle
 from propeller.data import pad_batch
-from propeller.errors import BadRequest, DataError, ExportError, PropellerError, ServerError
+from propeller.errors import BadRequest, DataError, ExportError, PropellerError, ServerError, ServiceError
 from propeller.inputs import check_inputs, match_inputs, row_lengths
-from propeller.processor import Answer, Processor, Raw
+from propeller.processor import Answer, Processor, Raw, as_answer
 from propeller.service.wire import Request, WireArray
 
 Example = Mapping[str, Any]
@@ -129,35 +129,51 @@ class Layout:
         """Has the processor turn raw examples into arrays; safe to call from several threads.
 
         Raises:
-            BadRequest: an example that cannot be used, or a bundle without processor.
-            PropellerError: the processor failed.
+            BadRequest: an example that cannot be used, or that the processor failed on; or a bundle without
+                processor.
+            ServerError: the processor made another number of windows than it may.
+        """
+        try:
+            return self.prepare_all([request])[0]
+        except ServiceError:
+            raise
+        except Exception as error:  # a processor is anybody's code
+            raise BadRequest(str(as_answer(error)), request_id=request.id) from error
+
+    def prepare_all(self, requests: Sequence[Request]) -> list[Inputs]:
+        """As `prepare`, for several requests at once, which takes much less time.
+
+        Raises:
+            Exception: whatever is wrong with any of them; `prepare` says of each what it is.
         """
         if self.processor is None:
             raise BadRequest(
                 f"The model {self._name!r} was exported without a processor: it takes arrays "
                 f"({', '.join(spec.name for spec in self._inputs)}), not raws.",
-                request_id=request.id,
+                request_id=requests[0].id,
             )
-        try:
-            raws = [_raw_of(self.processor, place, value) for place, value in enumerate(request.raws or ())]
-            return self._inputs_of(request, raws, self._windows(self.processor, raws))
-        except DataError as error:
-            raise BadRequest(str(error), request_id=request.id) from error
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise BadRequest(
-                f"The examples are not what the processor takes: {error!r}.", request_id=request.id
-            ) from error
+        raws = [
+            [_raw_of(self.processor, place, value) for place, value in enumerate(request.raws or ())]
+            for request in requests
+        ]
+        made = iter(self._windows(self.processor, [raw for own in raws for raw in own]))
+        windows = [[next(made) for _ in own] for own in raws]
+        examples = [[example for each in own for example in each] for own in windows]
+        for request, own, rows in zip(requests, windows, examples, strict=True):
+            self._check_count(request, len(own), len(rows))
+        arrays = self._padded(examples)
+        return [self._inputs_of(*each) for each in zip(requests, raws, windows, arrays, strict=True)]
 
     def _windows(self, processor: Processor, raws: Sequence[Raw]) -> list[list[dict[str, Any]]]:
         """The windows of each example; of several the error names the one that is bad."""
         try:
             examples = processor.windows(raws)
-        except DataError:
+        except Exception:
             for place, raw in enumerate(raws if len(raws) > 1 else ()):
                 try:
                     processor.windows([raw])
-                except PropellerError as problem:
-                    raise DataError(f"raws[{place}]: {problem}") from problem
+                except Exception as problem:
+                    raise DataError(f"raws[{place}]: {as_answer(problem)}") from problem
             raise
         counts = [len(windows) for windows in examples]
         if len(counts) != len(raws) or not all(counts) or (not self.joins and any(n > 1 for n in counts)):
@@ -168,27 +184,39 @@ class Layout:
             )
         return examples
 
-    def _inputs_of(
-        self, request: Request, raws: Sequence[Raw], windows: list[list[dict[str, Any]]]
-    ) -> Inputs:
-        """Puts prepared examples into arrays."""
-        examples = [example for each in windows for example in each]
-        self._check_count(request, len(windows), len(examples))
+    def _padded(self, examples: Sequence[Sequence[Example]]) -> list[dict[str, np.ndarray]]:
+        """The arrays of several requests, checked; of each they are what they would be by themselves."""
         named = {spec.name: spec.pad_value for spec in self._inputs}
-        padded = pad_batch([{name: row[name] for name in named} for row in examples], pad_values=named)
+        rows = [{name: row[name] for name in named} for own in examples for row in own]
+        if len(examples) > 1 and any(len({type(row[name]) for row in rows}) > 1 for name in named):
+            raise DataError("numbers of several types, which each request has to make one of by itself")
+        arrays = check_inputs(self._inputs, pad_batch(rows, pad_values=named), self._limits)
+        if len(examples) == 1:
+            return [arrays]
+        ends = itertools.accumulate(map(len, examples))
+        return [_cut(arrays, end - len(own), own) for own, end in zip(examples, ends, strict=True)]
+
+    def _inputs_of(
+        self,
+        request: Request,
+        raws: Sequence[Raw],
+        windows: Sequence[Sequence[Example]],
+        arrays: Mapping[str, np.ndarray],
+    ) -> Inputs:
+        """What a request asks to run, once its arrays are made."""
+        examples = [example for each in windows for example in each]
         lengths = [1 if self._measure is None else len(row[self._measure]) for row in examples]
-        arrays = check_inputs(self._inputs, padded, self._limits)
         if not self.joins or request.want == "arrays":
             extras = {
                 name: np.asarray([row[name] for row in examples])
                 for name, value in examples[0].items()
-                if name not in named and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf"
+                if name not in arrays and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf"
                 if all(name in row for row in examples)
             }
             return Inputs(arrays, lengths, extras)
         rows = itertools.count()
         kept = [[{**example, **_views(arrays, next(rows), example)} for example in own] for own in windows]
-        rest = [value for example in examples for name, value in example.items() if name not in named]
+        rest = [value for example in examples for name, value in example.items() if name not in arrays]
         return Inputs(arrays, lengths, {}, Windows(raws, kept, _held_bytes(raws, rest)))
 
     def _check_count(self, request: Request, num_raws: int, num_rows: int) -> None:
@@ -276,11 +304,17 @@ class Layout:
             for axis, size in zip(spec.axes, inputs.arrays[spec.name].shape, strict=True)
         }
         joined = []
+        num_rows = len(inputs.lengths)
+        is_whole = parts[0][0] == list(range(num_rows))
         for spec in self._outputs:
             arrays = [(rows, outputs[spec.name]) for rows, outputs in parts]
-            shape = [len(inputs.lengths)]
+            shape = [num_rows]
             for place, axis in enumerate(spec.axes[1:], start=1):
                 shape.append(own.get(axis, max(array.shape[place] for _, array in arrays)))
+            first = arrays[0][1]
+            if is_whole and first.shape == tuple(shape) and first.dtype == spec.dtype:
+                joined.append(WireArray(spec.name, first))
+                continue
             target = np.zeros(shape, dtype=spec.dtype)
             for rows, array in arrays:
                 _copy(array, slice(None), target, rows)
@@ -295,8 +329,18 @@ class Layout:
 def _raw_of(processor: Processor, place: int, value: Any) -> Raw:
     try:
         return processor.raw_of(value)
-    except DataError as error:
-        raise DataError(f"raws[{place}]: {error}") from error
+    except Exception as error:
+        raise DataError(f"raws[{place}]: {as_answer(error)}") from error
+
+
+def _cut(arrays: Mapping[str, np.ndarray], start: int, examples: Sequence[Example]) -> dict[str, np.ndarray]:
+    """The rows of some examples, with no more padding than these need."""
+    cut = {}
+    for name, array in arrays.items():
+        sizes = [max(each) for each in zip(*[np.shape(example[name]) for example in examples], strict=True)]
+        place = (slice(start, start + len(examples)), *map(slice, sizes[: array.ndim - 1]))
+        cut[name] = array[place].copy()  # so that none keeps the rows of the others alive
+    return cut
 
 
 def _copy(source: np.ndarray, from_rows: list[int] | slice, target: np.ndarray, to_rows: list[int]) -> None:

@@ -324,8 +324,8 @@ def serve_http(
 
     Args:
         metrics: what `/metrics` shows, as Prometheus or OpenMetrics text.
-        health: gives `starting`, `ready` or `draining`, which is `/health`'s answer: status 200 for `ready`,
-            503 for all else. It is called from other threads.
+        health: gives `starting`, `ready` or `draining`, perhaps with lines that say why, which is `/health`'s
+            answer: status 200 for `ready`, 503 for all else. It is called from other threads.
         host: the address to listen on.
         port: 0 takes a free one.
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from pathlib import Path
 
 from propeller.bundle import read_bundle
-from propeller.errors import PropellerError, ServerError
+from propeller.errors import Overloaded, PropellerError
 from propeller.service.metrics import Metrics
 from propeller.service.plan import batch_limits, host_settings
 from propeller.service.pool import Pool
@@ -22,6 +23,9 @@ from propeller.service.settings import ServerSettings
 from propeller.service.sockets import Sockets
 
 log = logging.getLogger("propeller")
+
+# Between tries to read a bundle again whose workers are gone, such as one that is just being replaced.
+_AGAIN_S = 5.0
 
 
 class Model:
@@ -41,7 +45,7 @@ class Model:
         self.name, self.path = name, path
         self._make, self._background = make, background
         self.current = make(path)
-        self._folder = self.current.serving.bundle.folder
+        self._folder, self._again_at = self.current.serving.bundle.folder, 0.0
         self._loading: Future[Pool] | None = None
         self._coming: Pool | None = None
         self._leaving: list[Pool] = []
@@ -57,18 +61,28 @@ class Model:
             yield self._coming
         yield from self._leaving
 
+    @property
+    def problem(self) -> str | None:
+        """Why no request can be run at this moment; None if one can."""
+        if self.current.counts[0]:
+            return None
+        return f"the model {self.name} has no worker now ({self.current.problem or 'they start again'})"
+
     def reload(self, *, changed_only: bool = False) -> None:
         """Looks for a new version.
 
         Args:
-            changed_only: only if the path leads elsewhere than before.
+            changed_only: only if the path leads elsewhere than before, or the version that it led to cannot
+                be run any more, as when its folder is gone.
         """
         if self._loading is not None or self._coming is not None:
             return
         folder = Path(os.path.realpath(self.path))  # `resolve` raises where links go round in a circle
-        if changed_only and folder == self._folder:
+        again = self.current.is_lost and time.monotonic() >= self._again_at
+        if changed_only and folder == self._folder and not again:
             return
-        self._folder = folder  # whatever comes of it, it is not tried again and again
+        # Whatever comes of it, it is not tried again and again.
+        self._folder, self._again_at = folder, time.monotonic() + _AGAIN_S
         self._loading = self._background.submit(self._make, self.path)
 
     def tick(self) -> list[tuple[Pool, Answered]]:
@@ -93,9 +107,9 @@ class Model:
             if pool.is_stopping and pool.is_gone:
                 self._leaving.remove(pool)
         for pool in list(self.pools()):
-            if pool.problem is not None and not pool.counts[0]:
-                error = ServerError(f"the model {self.name} cannot be run: {pool.problem}")
-                answered.append((pool, pool.serving.fail_all(error)))
+            if pool.is_lost:
+                error = Overloaded(f"the model {self.name} cannot be run now: {pool.problem}", _AGAIN_S * 1e3)
+                answered.append((pool, pool.serving.fail_all(error, joining=False)))
         return answered
 
     def gauges(self) -> Mapping[str, float]:

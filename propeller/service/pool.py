@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
+from propeller.service.backoff import Backoff
 from propeller.service.serving import Answered, Serving, Work
 from propeller.service.spawn import HostSettings, end_host, start_host
 from propeller.service.wire import WireArray
@@ -27,8 +28,8 @@ log = logging.getLogger("propeller")
 _SILENT_S = 10.0
 # The server's own host says so, too; on a machine that is too busy it may be late.
 _HANGS_S = 60.0
-# Between starts of a host that dies at once, doubled each time.
-_RESTART_S, _MAX_RESTART_S = 0.2, 10.0
+# Between starts of a host that dies at once.
+_RESTART_S = (0.2, 10.0)
 # Starts in a row that brought no worker, before the bundle counts as one that cannot be run.
 _MAX_STARTS = 3
 _NAMES = 64
@@ -65,7 +66,7 @@ class Host:
         address: where to send to, once it was heard of.
         workers: those that are ready, by name.
         seen: when it last said something.
-        failures: how often in a row it died before a worker was ready.
+        backoff: of starts that brought no worker.
         restart_at: when to start it again.
         leaving: gets no more batches.
         dead: names of workers that died last.
@@ -77,7 +78,7 @@ class Host:
     address: Hashable | None = None
     workers: dict[str, Worker] = dataclasses.field(default_factory=dict)
     seen: float = 0.0
-    failures: int = 0
+    backoff: Backoff = dataclasses.field(default_factory=lambda: Backoff(*_RESTART_S))
     restart_at: float | None = None
     leaving: bool = False
     dead: deque[str] = dataclasses.field(default_factory=lambda: deque(maxlen=_NAMES))
@@ -119,16 +120,16 @@ class Pool:
     def start(self) -> None:
         """Starts the server's own hosts."""
         for settings in self._settings:
-            self._start(settings)
+            self._start(settings, Backoff(*_RESTART_S))
 
-    def _start(self, settings: HostSettings, failures: int = 0) -> None:
+    def _start(self, settings: HostSettings, backoff: Backoff) -> None:
         settings = dataclasses.replace(settings, host_id=secrets.token_hex(8))
-        host = self._hosts[settings.host_id] = Host(settings.host_id, settings, failures=failures)
+        host = self._hosts[settings.host_id] = Host(settings.host_id, settings, backoff=backoff)
         try:
             host.process = start_host(settings)
         except OSError as error:  # no process or file is to be had now
             log.error("workers of the model %s cannot be started: %s", self.serving.name, error)
-            host.restart_at = self._clock() + _MAX_RESTART_S
+            host.restart_at = self._clock() + backoff.next()
 
     @property
     def is_ready(self) -> bool:
@@ -144,6 +145,11 @@ class Pool:
     def problem(self) -> str | None:
         """Why the bundle cannot be run, as a host says; None if nothing is known to be wrong."""
         return self._broken
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether there is no worker, and something is wrong that may last."""
+        return self.problem is not None and not self.counts[0]
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -200,7 +206,7 @@ class Pool:
         has_died = host.settings is not None and host.process is None
         if has_died or name in host.dead or (known is not None and known.address == address):
             return []
-        host.failures = 0
+        host.backoff.reset()
         host.workers[name] = Worker(name, address, since=host.seen)
         self._broken = None
         return self._lose(known)  # it connected anew, so the batch that it had did not reach it
@@ -264,7 +270,7 @@ class Pool:
                 end_host(host.process)
             elif host.settings is not None and host.restart_at is not None and now >= host.restart_at:
                 answered += self._drop(host)
-                self._start(host.settings, host.failures)
+                self._start(host.settings, host.backoff)
             elif host.leaving and host.address is not None and not any(w.work for w in host.workers.values()):
                 self._send(host.address, {"id": "stop", "kind": "stop"}, ())
                 answered += self._drop(host)
@@ -286,16 +292,15 @@ class Pool:
         if host.process is not None:
             end_host(host.process)
         answered = self._lose(*host.workers.values())
-        host.failures += 1
         host.workers.clear()
         host.process, host.address = None, None
         if self.is_stopping:
             del self._hosts[host.id]
             return answered
-        wait = min(_RESTART_S * 2 ** (host.failures - 1), _MAX_RESTART_S)
+        wait = host.backoff.next()
         host.restart_at = now + wait
         what = f"the process that has the workers of the model {self.serving.name} ended with status {status}"
-        if host.failures >= _MAX_STARTS and self._broken is None:
+        if host.backoff.count >= _MAX_STARTS and self._broken is None:
             self._broken = what
         log.warning("%s; it is started again in %.1f s", what, wait)
         return answered

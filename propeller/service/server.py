@@ -88,7 +88,7 @@ class Server:
             port = settings.metrics_port
             if port is not None or self._companion.is_wanted:
                 bind = settings.metrics_bind
-                self._metrics_http = serve_http(self._metrics, lambda: self._intake.state, bind, port or 0)
+                self._metrics_http = serve_http(self._metrics, lambda: self._intake.health, bind, port or 0)
                 stack.callback(self._metrics_http.close)
                 log.info("metrics and health on port %d", self._metrics_http.port)
             stack.callback(self._companion.close)
@@ -126,6 +126,7 @@ class Server:
             for client, frames in frontend.receive() if frontend.socket in readable else ():
                 self._intake.take(client, frames)
             frontend.send_again()
+        self._intake.prepare()
         self._intake.drop_the_gone()
         if time.monotonic() >= self._next_tick:
             self._tick()
@@ -205,6 +206,7 @@ class Server:
         for model in self._models.values():
             for pool, answered in model.tick():
                 self._intake.answer(pool, answered)
+        self._intake.answer_late()
         if self._intake.state == STARTING:
             self._check_start()
         if self._intake.state == READY:

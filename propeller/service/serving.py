@@ -320,9 +320,9 @@ class Serving:
         joining = any(ticket.client == client for ticket in self._joining.values())
         return joining or self._batcher.has_jobs(client)
 
-    def fail_all(self, error: ServiceError) -> Answered:
-        """Answers all that is left with an error."""
-        return self._end(list(self._tickets), error)
+    def fail_all(self, error: ServiceError, *, joining: bool = True) -> Answered:
+        """Answers all that is left with an error; what only waits to be joined, if `joining`."""
+        return self._end([each for each in self._tickets if joining or each not in self._joining], error)
 
     def _end(self, numbers: Sequence[Any], error: ServiceError) -> Answered:
         answered: Answered = []

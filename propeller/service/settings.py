@@ -30,6 +30,8 @@ _LOWEST = {
     "metrics_port": (0, True),
     "worker_port": (0, True),
 }
+# The flags that are called otherwise than what they set.
+_FLAGS = {"num_workers": "--workers", "num_threads": "--threads", "max_queue_rows": "--max-queue"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,4 +234,5 @@ def _check_number(name: str, value: object) -> None:
     kinds = (int,) if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not lowest <= value < math.inf:
         kind = "a whole number" if whole else "a finite number"
-        raise ConfigError(f"{name} is {value!r}; expected {kind} of at least {lowest}.")
+        flag = f" ({_FLAGS[name]})" if name in _FLAGS else ""
+        raise ConfigError(f"{name}{flag} is {value!r}; expected {kind} of at least {lowest}.")

@@ -7,10 +7,10 @@ import fcntl
 import functools
 import logging
 import math
-import shutil
+import os
 import socket
+import stat
 import tempfile
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,9 +30,9 @@ Secure = Callable[[zmq.Socket[Any]], None]
 
 # A connection to a machine that is gone without a word is noticed in seconds.
 _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS = 2000, 10_000
-# Of the private folders, and the file in them that a server keeps locked.
-_PREFIX, _LOCK = "propeller-", "lock"
-_FRESH_S = 60.0
+# Of the private folders; the sockets in them, and the file that a server locks before it writes the mark.
+_PREFIX, _CLIENTS, _WORKERS, _LOCK = "propeller-server-", "clients", "workers", "lock"
+_MARK = b"The private folder of a propeller server, which holds a lock on this file while it runs.\n"
 # Results read before clients and timers get their turn.
 _MESSAGES_A_TURN = 16
 
@@ -80,14 +80,14 @@ class Sockets:
             worker_keys = functools.partial(secure_server, folder=settings.curve_keys, role="worker")
         endpoints = [(tcp_address(settings.bind, settings.port), client_keys)]
         if local_clients:
-            endpoints.append((f"ipc://{private}/clients", None))
+            endpoints.append((f"ipc://{private}/{_CLIENTS}", None))
         self.frontends = []
         for number, (endpoint, keys) in enumerate(endpoints):
             self.frontends.append(
                 Frontend(context, number, endpoint, max_message_bytes=settings.max_message_bytes, secure=keys)
             )
             stack.callback(self.frontends[-1].close)
-        endpoints = [(f"ipc://{private}/workers", None)]
+        endpoints = [(f"ipc://{private}/{_WORKERS}", None)]
         if settings.worker_port is not None:
             endpoints.append((tcp_address(settings.worker_bind, settings.worker_port), worker_keys))
         self._backends = []
@@ -177,16 +177,32 @@ class Sockets:
 
 def _private_folder(stack: contextlib.ExitStack) -> Path:
     """Makes a folder of this user's alone, and removes those that killed servers have left."""
-    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
-        with contextlib.suppress(OSError):  # another user's, or just removed by somebody else
-            with left.open("rb") as file:
-                if time.time() - left.stat().st_mtime > _FRESH_S:  # its server has surely locked it
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(left.parent)
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # in use, or just removed by somebody else
+            _remove_left(left)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX)))
-    lock = stack.enter_context((folder / _LOCK).open("wb"))
+    lock = stack.enter_context((folder / _LOCK).open("wb", buffering=0))
     fcntl.flock(lock, fcntl.LOCK_EX)
+    lock.write(_MARK)
     return folder
+
+
+def _remove_left(folder: Path) -> None:
+    """Removes what a killed server has left in its folder, and the folder; leaves what is anything else.
+
+    Raises:
+        OSError: its server runs, or it is not empty then.
+    """
+    about = folder.lstat()
+    if about.st_uid != os.getuid() or not stat.S_ISDIR(about.st_mode) or about.st_mode & 0o777 != 0o700:
+        return
+    with (folder / _LOCK).open("rb") as lock:
+        if lock.read(len(_MARK) + 1) != _MARK:
+            return
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for name in (_CLIENTS, _WORKERS, _LOCK):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _bind_backend(backend: zmq.Socket[Any], endpoint: str, secure: Secure | None) -> None:

@@ -121,7 +121,7 @@ def start_host(settings: HostSettings) -> subprocess.Popen[bytes]:
     """
     return subprocess.Popen(
         settings.command(), env=settings.environment(), stdin=subprocess.PIPE, stdout=_STDERR,
-        start_new_session=True,
+        start_new_session=True, bufsize=0,  # what a dead host did not take must not be in the way at the end
     )  # fmt: skip
 
 

@@ -102,8 +102,13 @@ class TextClient:
         Raises:
             BadRequest, ServiceError: as for a call of the client itself; the place of the input is named.
         """
-        if isinstance(inputs, str | bytes | Mapping) or not isinstance(inputs, Iterable):
+        if isinstance(inputs, str | Mapping):
             raise BadRequest(f"Expected several inputs, got one {type(inputs).__name__}; write [input].")
+        if isinstance(inputs, bytes) or not isinstance(inputs, Iterable):
+            raise BadRequest(
+                f"Expected inputs, got {type(inputs).__name__}; an input is a text, a tuple of two texts, or "
+                "a dict."
+            )
         return self._results(inputs, timeout, return_errors)
 
     def _results(self, inputs: Iterable[Any], timeout: Timeout, return_errors: bool) -> Iterator[Any]:

@@ -22,6 +22,7 @@ import numpy as np
 from propeller import cli
 from propeller.bundle import ArraySpec, read_bundle
 from propeller.errors import ConfigError, ExportError, ServerError
+from propeller.processor import log_failure
 from propeller.service.child import one_line
 from propeller.service.frames import Frame, MessageReader, WireArray, to_frames
 from propeller.service.host import ANNOUNCE, STOP, Host
@@ -98,6 +99,7 @@ class Model:
         except Exception as error:
             problem = one_line(error, _MAX_PROBLEM_CHARS)
             log.warning("a batch of %s failed: %s", self._settings.model, problem)
+            log_failure(error)
             return to_frames({"id": batch.id, "kind": "failed", "problem": problem}, (), None, ServerError)
 
     def _finish(self, outputs: Mapping[str, np.ndarray], rows: Sequence[int]) -> list[Any]:

@@ -295,7 +295,17 @@ def test_interrupted_while_it_waits_for_input(toy, tmp_path, root):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 128 + signal.SIGINT
-        assert b"Fatal" not in process.stderr.read()
+        told = process.stderr.read()
+        assert b"Fatal" not in told and b"stopped; the same command goes on behind line 2" in told
+
+
+def test_how_far_it_is_without_a_terminal(toy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bulk, "_LOG_S", 0.0)
+    source = write_lines(tmp_path / "in.txt", ["w1"] * 30)
+    assert encode(toy, source, tmp_path / "out.npy", "--batch_size", "10") == 0
+    told = capsys.readouterr().err
+    for text in ("10 lines, 33% of the input", "30 lines, 100% of the input", f"30 lines in {tmp_path}"):
+        assert text in told
 
 
 @pytest.fixture

@@ -384,3 +384,5 @@ def test_a_slow_server(toy, vocab_file, tokenises):
 def test_addresses():
     assert address_of("localhost", 8888) == "tcp://localhost:8888"
     assert address_of("::1", 80) == "tcp://[::1]:80"
+    with pytest.raises(ConfigError, match="The host is 'tcp://localhost'; expected a name or number alone"):
+        ErnieClient(host="tcp://localhost")

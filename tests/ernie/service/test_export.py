@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from ernie.service.export import EncoderExport, encoder_bundle
 from ernie.tasks.classification import ClassificationProcessor
 from ernie.tasks.pooling import EncoderOptions
 from ernie.tokenizing import load_tokenizer
+from propeller.atomic import lock_file
 from propeller.bundle import ArraySpec, read_bundle, write_bundle, write_probe
 from propeller.errors import CheckpointError, ConfigError, ExportError
 from propeller.paddle.inference import Predictor
@@ -59,6 +61,8 @@ def test_taken_from_the_cache(bundle, bert_folder, cache):
     assert encoder_bundle(bert_folder, MEAN, cache) == bundle
     after = (bundle / "bundle.json").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    with (bundle / "bundle.json").open() as file, pytest.raises(BlockingIOError):
+        lock_file(file, wait=False)
     assert bundle.parent == cache / "encoders"
 
 
@@ -109,6 +113,27 @@ def test_a_damaged_export_is_made_anew(bundle, bert_folder, cache):
     export.make()
     assert read_bundle(bundle).folder == bundle.resolve()
     assert not left.exists()
+
+
+def test_the_newest_exports_are_kept(bert_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("ernie.service.export._KEPT", 3)
+    names = [f"{number:032x}" for number in range(5)]
+    for age, name in enumerate([*names, "notes"]):
+        folder = tmp_path / "encoders" / name
+        folder.mkdir(parents=True)
+        (folder / "bundle.json").write_text("{}")
+        os.utime(folder, (100 - age, 100 - age))
+    code = "import sys; from ernie.service.export import _hold; from pathlib import Path; "
+    code += "_hold(Path(sys.argv[1])); print(flush=True); input()"
+    command = [sys.executable, "-c", code, str(tmp_path / "encoders" / names[3])]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as runs:
+        runs.stdout.readline()
+        os.utime(tmp_path / "encoders" / names[3], (0, 0))
+        export = EncoderExport(bert_folder, MEAN, tmp_path)
+        export.make()
+        runs.communicate(b"\n")
+    kept = {path.name for path in (tmp_path / "encoders").iterdir() if path.is_dir()}
+    assert kept == {export.folder.name, names[0], names[1], names[3], "notes"}
 
 
 def test_two_at_once(bert_folder, tmp_path):

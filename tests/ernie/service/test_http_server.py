@@ -19,15 +19,17 @@ import numpy as np
 import pytest
 
 from ernie.service import http_server
-from propeller.errors import ConfigError
+from propeller.errors import BadRequest, ConfigError
+from propeller.service.client import AsyncInferenceClient
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("uvicorn")
+httpx = pytest.importorskip("httpx")
 fastapi = pytest.importorskip("fastapi")
 pydantic = pytest.importorskip("pydantic")
 
 from ernie.service import openai_api  # noqa: E402
-from ernie.service.openai_api import MAX_RUNNING, EmbeddingsRequest  # noqa: E402
+from ernie.service.openai_api import MAX_INPUTS, MAX_RUNNING, EmbeddingsRequest  # noqa: E402
 
 KEY = "secret-key"
 METRICS = b"# TYPE propeller_requests_total counter\npropeller_requests_total 3.0\n"
@@ -262,6 +264,47 @@ def test_what_is_wrong_is_noted_once(item):
     with pytest.raises(pydantic.ValidationError) as caught:
         EmbeddingsRequest.model_validate({"input": [item] * 1000, "model": "toy"})
     assert caught.value.error_count() <= 4
+
+
+@pytest.mark.parametrize("item", [b"[]", b"{}", b"[1]", b'"a"', b"1", b'"\\\\","\\","'])
+def test_what_would_take_long_to_parse_is_not_parsed(monkeypatch, item):
+    monkeypatch.setattr(EmbeddingsRequest, "model_validate_json", None)
+    count = openai_api.MAX_BODY_BYTES // (len(item) + 1)
+    for text in (b'{"input": [%s]}', b'{"input": "a", "user": [%s]}'):
+        with pytest.raises(BadRequest, match=r"^input: at most 2048 texts, .* 1048576 ids altogether"):
+            openai_api._parsed(text % b",".join([item] * count))
+
+
+def test_the_largest_requests_are_parsed():
+    """What stands in a text is no item."""
+    for given in (['[{","\\' * 500] * MAX_INPUTS, [[10_000] * 512] * MAX_INPUTS):
+        body = json.dumps({"input": given, "model": "toy"}).encode()
+        assert openai_api._parsed(body).input == given
+
+
+def test_health_while_a_large_body_is_parsed(shared_toy, monkeypatch):
+    parsing, go_on = threading.Event(), threading.Event()
+    parsed = openai_api._parsed
+
+    def slow(body):
+        parsing.set()
+        assert go_on.wait(30)
+        return parsed(body)
+
+    monkeypatch.setattr(openai_api, "_parsed", slow)
+
+    async def work():
+        app = openai_api.make_app(lambda: AsyncInferenceClient(f"tcp://127.0.0.1:{shared_toy.port}"))
+        transport = httpx.ASGITransport(app)
+        async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport) as client:
+            body = {"model": "toy", "input": ["w1 " * 100] * 300}
+            answer = asyncio.create_task(client.post("http://front/v1/embeddings", json=body))
+            await asyncio.to_thread(parsing.wait, 30)
+            assert (await client.get("http://front/health")).status_code == 200 and not answer.done()
+            go_on.set()
+            assert (await answer).status_code == 200
+
+    asyncio.run(work())
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"input": "\\ud800", "model": "toy"}'])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from propeller.errors import ExportError
-from propeller.service.child import Child, describe, next_pause, one_line
+from propeller.service.child import Child, describe, one_line
 
 
 class TestChildren:
@@ -30,14 +30,6 @@ class TestChildren:
         child = Child("test", lambda pipe: pipe.recv(1))
         child.tell(b"many words")
         assert child.hear() == b"" and child.bury() == 0
-
-
-def test_pauses_grow_while_workers_die_young():
-    pauses = [0.0]
-    for _ in range(9):
-        pauses.append(next_pause(pauses[-1], 0.5))
-    assert pauses[1:5] == [0.1, 0.2, 0.4, 0.8] and pauses[-1] == 10.0
-    assert next_pause(10.0, 1.0) == 0.0
 
 
 def test_one_line():

@@ -25,22 +25,27 @@ TOKENS = ArraySpec("tokens", "float32", ("batch", "seq_len", 2))
 
 
 class NumbersProcessor(Processor):
-    """Examples are `{"ids": [...]}`; a negative id is a `DataError`."""
+    """Examples are `{"ids": [...]}`; a negative id is a `DataError`, and `raise` is raised."""
 
     name = "layout_numbers"
 
     def prepare(self, raws):
         for raw in raws:
+            if "raise" in raw:
+                raise raw["raise"]
             if min(raw["ids"]) < 0:
                 raise DataError("ids must not be negative")
         return [
             {
                 "ids": np.array(raw["ids"]), "mask": np.ones(len(raw["ids"]), np.int64),
                 "num_ids": len(raw["ids"]), "name": "a text", "label": None, "offsets": np.zeros(3),
-                **({"grade": raw["grade"]} if "grade" in raw else {}),
+                **{name: raw[name] for name in ("grade", "weight") if name in raw},
             }
             for raw in raws
         ]  # fmt: skip
+
+    def raw_of(self, value):
+        return value if isinstance(value, dict) else value.no_such_thing
 
     def finish(self, outputs):
         raise AssertionError("the worker does that")
@@ -163,8 +168,10 @@ class TestPrepare:
         [
             ([{"ids": [1]}, {"ids": [-1]}], "raws[1]: ids must not be negative"),
             ([{"ids": [-1]}], "ids must not be negative"),
-            ([{"text_a": "x"}], "The examples are not what the processor takes: KeyError('ids')"),
-            ([{"ids": None}], "The examples are not what the processor takes: TypeError("),
+            ([{"text_a": "x"}], "This input could not be answered (KeyError: 'ids')."),
+            ([{"ids": [1]}, {"ids": None}], "raws[1]: This input could not be answered (TypeError: "),
+            ([{"ids": [1], "raise": ZeroDivisionError()}], "could not be answered (ZeroDivisionError())."),
+            ([3], "raws[0]: This input could not be answered (AttributeError: "),
             ([{"ids": [1] * 9}], "too long: axis 'seq_len' has 9; expected at most 8"),
             ([{"ids": [77]}], "the id 77 in row 0"),
         ],
@@ -179,6 +186,31 @@ class TestPrepare:
             BadRequest, match=r"'small' was exported without a processor.*\(ids, mask\), not raws"
         ):
             layout().prepare(request(raws=[{"ids": [1]}]))
+
+    def test_several_requests_at_once_are_as_each_alone(self):
+        one = layout(outputs=[TOKENS], processor=True)
+        lengths = [[3], [1, 4], [2], [8, 1]]
+        raws = [[{"ids": [1] * n, **({"grade": 2} if n == 1 else {})} for n in own] for own in lengths]
+        requests = [request(raws=own) for own in raws]
+        for found, alone in zip(one.prepare_all(requests), map(one.prepare, requests), strict=True):
+            assert found.lengths == alone.lengths and found.num_bytes == alone.num_bytes
+            for name, array in {**alone.arrays, **alone.extras}.items():
+                other = {**found.arrays, **found.extras}[name]
+                assert other.dtype == array.dtype and other.base is None
+                np.testing.assert_array_equal(other, array)
+            assert found.arrays.keys() == alone.arrays.keys() and found.extras.keys() == alone.extras.keys()
+
+    def test_one_of_several_requests_is_bad(self):
+        with pytest.raises(DataError, match="ids must not be negative"):
+            layout(processor=True).prepare_all([request(raws=[{"ids": [n]}]) for n in (1, -1)])
+
+    def test_numbers_of_several_types_are_not_mixed(self):
+        """A column of them is made of the request alone, so that no neighbour changes its precision."""
+        one = layout(inputs=[WEIGHT], outputs=[POOLED], processor=True)
+        requests = [request(raws=[{"ids": [1], "weight": weight}]) for weight in (0.5, 1 << 25)]
+        assert one.prepare_all(requests[:1])[0].arrays["weight"].tolist() == [0.5]
+        with pytest.raises(DataError, match="numbers of several types"):
+            one.prepare_all(requests)
 
     def test_several_threads(self):
         one, together = layout(processor=True), threading.Barrier(2)

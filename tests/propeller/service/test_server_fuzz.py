@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import os
 import random
+import re
 import runpy
 import socket
 import threading
@@ -219,5 +220,6 @@ def test_bad_messages_harm_nobody(
     assert one.ask(Request("r1", "ping")).result["status"] == "ready"
     one.close()
     wait_until(lambda: num_files(pid) <= files + NUM_ATTACKERS * 2 + 2, "closed connections")
-    assert "Traceback" not in server.log()
+    errors = re.findall(" ERROR .*", server.log())  # of processors that were given nonsense, each place once
+    assert len(errors) < 20 and all("an input could not be answered" in line for line in errors), errors
     assert server.stop() == 0

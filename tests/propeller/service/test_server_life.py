@@ -380,6 +380,37 @@ def test_a_new_version_is_taken_over_without_a_lost_request(
     assert server.stop() == 0
 
 
+def test_a_folder_that_vanishes_and_another_version_in_its_place(
+    start_server, stage, tmp_path, wait_until, gone
+):
+    """Until then the server says that it is not ready, and when to ask again."""
+    folder, other = tmp_path / "folder", tmp_path / "other"
+    shutil.copytree(stage.bundles[0], folder)
+    shutil.copytree(stage.bundles[1], other)
+    server = start_server("-m", folder, *QUICK, "--workers", 1).wait_ready()
+    shutil.rmtree(folder)
+    with InferenceClient(server.address, timeout=PATIENCE_S) as patient, ThreadPoolExecutor(1) as pool:
+        np.testing.assert_allclose(patient([ROW])[0], stage.y([ROW]), rtol=1e-5)
+        assert server.http("/health") == (200, "ready\n"), "what runs needs no folder"
+        (host,), workers = server.hosts(), server.workers()
+        os.kill(host, signal.SIGKILL)
+        gone(*workers)
+        wait_until(lambda: "is no bundle" in server.http("/health")[1], "a reason")
+        status, text = server.http("/health")
+        assert status == 503 and text.startswith("starting\nthe model default has no worker now (")
+        answer = patient.ping()
+        assert answer["status"] == "starting" and "is no bundle" in answer["reason"]
+        with InferenceClient(server.address, timeout=PATIENCE_S, retry=False) as hasty:
+            with pytest.raises(Overloaded, match="cannot be run now: .* is no bundle") as caught:
+                hasty([ROW])
+            assert caught.value.retry_after_ms > 0
+        later = pool.submit(patient, [ROW])
+        other.rename(folder)
+        np.testing.assert_allclose(later.result()[0], stage.y([ROW], 1), rtol=1e-5)
+    wait_until(lambda: server.http("/health") == (200, "ready\n"), "a ready server")
+    assert server.stop() == 0
+
+
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
     folder = tmp_path_factory.mktemp("keys") / "server"

@@ -47,11 +47,15 @@ def sums(answers):
 
 class TestAnswers:
     def test_a_list_and_one(self, texts):
-        answers = texts([*TEXTS, ("it is good", "is it"), {"text_a": "bad"}])
-        assert len(answers) == 9 and len({answer["probability"] for answer in answers}) > 4
+        answers = texts([*TEXTS, {"text_a": "bad"}])
+        assert len(answers) == 8 and len({answer["probability"] for answer in answers}) > 4
         assert texts("it is good") == answers[0] == texts({"text_a": "it is good"})
-        assert texts(("it is good", "is it")) == answers[7]
-        assert texts([]) == [] and texts(iter(["bad"])) == [answers[8]]
+        assert texts([]) == [] and texts(iter(["bad"])) == [answers[7]]
+
+    def test_a_pair_for_a_model_of_single_texts(self, texts):
+        for given in (("it is good", "is it"), {"text_a": "it is good", "text_b": "is it"}):
+            with pytest.raises(BadRequest, match="The model takes one text, .*: text_b is 'is it'"):
+                texts(given)
 
     def test_the_pipeline_says_the_same(self, texts, windows, tiny_bundle, windows_bundle):
         local = Pipeline(tiny_bundle, num_threads=1)(TEXTS)
@@ -122,10 +126,16 @@ class TestStreams:
         with pytest.raises(BadRequest, match="^expected numbers of 1"):
             windows({"ids": [0]})
 
-    @pytest.mark.parametrize("one", ["a text", {"ids": [1]}, 5, b"bytes"])
+    @pytest.mark.parametrize("one", ["a text", {"ids": [1]}])
     def test_a_stream_of_one_input(self, windows, one):
         with pytest.raises(BadRequest, match="Expected several inputs, got one .*write .input."):
             windows.stream(one)
+
+    @pytest.mark.parametrize("none", [5, b"bytes", None])
+    def test_what_is_no_input(self, windows, none):
+        for call in (windows, windows.stream):
+            with pytest.raises(BadRequest, match=f"Expected inputs, got {type(none).__name__}; an input is"):
+                call(none)
 
 
 class TestTime:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from propeller.bundle import ArraySpec, Bundle
 from propeller.errors import BadRequest, DataError, Overloaded, PropellerError, ServerError, WorkerDied
 from propeller.processor import Processor, register_processor
 from propeller.service.layout import Layout
+from propeller.service.model import Model
 from propeller.service.plan import BatchLimits
+from propeller.service.pool import Pool
 from propeller.service.serving import Serving
 from propeller.service.wire import Request, WireArray
 
@@ -127,6 +130,17 @@ class TestLayout:
                     np.testing.assert_array_equal(example[name], value)
                 assert np.shares_memory(example["ids"], found.arrays["ids"]), "it is not held twice"
 
+    def test_several_requests_at_once_are_as_each_alone(self):
+        one = Layout("small", bundle(Windows.name))
+        requests = [Request(id, raws=raws_of(*counts)) for id, counts in {"r1": (2, 7), "r2": (3,)}.items()]
+        for found, request in zip(one.prepare_all(requests), requests, strict=True):
+            alone = one.prepare(request)
+            assert found.lengths == alone.lengths and found.num_bytes == alone.num_bytes
+            np.testing.assert_array_equal(found.arrays["ids"], alone.arrays["ids"])
+            assert found.windows.raws == request.raws
+            for example in itertools.chain(*found.windows.examples):
+                assert np.shares_memory(example["ids"], found.arrays["ids"])
+
     def test_what_is_held_counts(self):
         few, many = self.prepare(raws_of(3)), self.prepare(raws_of(6))
         arrays = sum(array.nbytes for array in few.arrays.values())
@@ -150,13 +164,11 @@ class TestLayout:
         assert caught.value.request_id == "r1"
 
     def test_an_example_that_is_bad_is_named(self):
-        with pytest.raises(BadRequest, match=r"raws\[1\]: 13 is unlucky"):
-            self.prepare([*raws_of(7), {"ids": [13]}])
+        for number, problem in ((13, "13 is unlucky"), (14, "the dictionary is gone")):
+            with pytest.raises(BadRequest, match=rf"raws\[1\]: {problem}"):
+                self.prepare([*raws_of(7), {"ids": [number]}])
 
     def test_what_is_the_processors_fault_is_not_the_clients(self):
-        with pytest.raises(PropellerError, match="the dictionary is gone") as caught:
-            self.prepare([*raws_of(7), {"ids": [14]}])
-        assert not isinstance(caught.value, BadRequest)
         with pytest.raises(ServerError, match=r"\[3, 0\] windows of 2 examples; expected one or more"):
             self.prepare(raws_of(7, 0))
         with pytest.raises(ServerError, match=r"\[1, 2\] windows of 2 examples.*it defines no `join`"):
@@ -296,6 +308,19 @@ class TestServing:
         found = story.note(story.serving.fail_all(ServerError("the end")))
         assert str(found["a"].error) == "the end" and story.serving.is_empty
         assert story.join() == {}, "it was answered already"
+
+    def test_workers_that_are_lost_do_not_matter_to_what_is_joined(self, monkeypatch):
+        story = Story()
+        pool = Pool(story.serving, [], lambda *_: True, batch_timeout_s=60.0)
+        model = Model("sums", Path("somewhere"), lambda path: pool, None)
+        story.admit("joined", raws_of(7))
+        story.run_all()
+        story.admit("waits", raws_of(7))
+        monkeypatch.setattr(Pool, "problem", "its folder is gone")
+        (_, found) = [answered for _, answered in model.tick()]
+        assert list(refused := story.note(found)) == ["waits"]
+        assert type(refused["waits"].error) is Overloaded and refused["waits"].error.retry_after_ms > 0
+        assert story.join()["joined"].answers == answers_of(raws_of(7)) and story.serving.is_empty
 
     def test_room_is_counted_in_rows_that_are_run(self):
         story = Story(max_queue_rows=8)

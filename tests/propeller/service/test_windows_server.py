@@ -108,6 +108,17 @@ class TestFailures:
         for reply in found.values():
             check(reply, good)
 
+    def test_a_traceback_is_logged_once(self, server, dealer):
+        one = dealer(server.address)
+        for number in range(3):
+            one.ask(example(f"join {number}", {"ids": [1, 2], "do": "fail"}))
+            reply = one.ask(example(f"windows {number}", {"text": "neither ids nor text_a"}))
+            assert type(reply.error) is BadRequest and "(KeyError: 'text_a')" in str(reply.error)
+        log = server.log()
+        for error in ("KeyError: 'there is no such thing'", "KeyError: 'text_a'"):
+            assert log.count(f"\n{error}\n") == 1
+        assert 'return {}["there is no such thing"]' in log
+
     def test_a_worker_that_is_killed_midway(self, server, dealer, toy_windows, wait_until):
         """Some windows are back, some run, some wait: none is lost, none is counted twice."""
         one, restarts = dealer(server.address), server.metric("worker_restarts_total")

@@ -313,7 +313,7 @@ BAD = {
     "raws deep": (of_raws(b'[{"a":%s%s}]' % (b"[" * 31, b"]" * 31)), "nested more than 32 levels deep"),
     "raws very deep": (of_raws(b"[" * 200_000), "The raws frame is nested too deep"),
     "raws many": (of_raws(b"[%s{}]" % (b"{}," * 65536)), "raws has 65537 rows; at most 65536"),
-    "raws large": (of_raws(b" " * ((1 << 20) + 1)), "The raws frame has 1048577 bytes; at most 1048576"),
+    "raws large": (of_raws(b" " * ((1 << 20) + 1)), "examples of a request have 1048577 bytes; at most 10"),
 }
 UNADDRESSED = {
     "no frames": ([], "The message has no frames; expected a header"),

@@ -176,7 +176,7 @@ class TestReplies:
             (KeyError("logits"), r"'logits' \(KeyError\)"),
         ],
     )
-    def test_what_a_processor_may_do(self, tiny, batch, monkeypatch, answers, problem):
+    def test_what_a_processor_may_do(self, tiny, batch, monkeypatch, caplog, answers, problem):
         def finish(self, outputs):
             if isinstance(answers, Exception):
                 raise answers
@@ -184,7 +184,9 @@ class TestReplies:
 
         with monkeypatch.context() as patch:
             patch.setattr(ClassificationProcessor, "finish", finish)
-            header, arrays, _ = answered(tiny, batch, finish=[0])
+            for _ in range(2):
+                header, arrays, _ = answered(tiny, batch, finish=[0])
+        assert sum(record.exc_info is not None for record in caplog.records) == isinstance(answers, KeyError)
         assert header["kind"] == "failed" and not arrays
         assert re.search(problem, header["problem"])
         assert answered(tiny, batch, finish=[0])[0]["kind"] == "done"
