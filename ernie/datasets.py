@@ -19,7 +19,8 @@ Labels are ids: positions in the dataset's `label_list`. Where that is None they
 | wikiqa, dbqa | qid, text_a, text_b, label |
 
 An example of a file without labels has none. The files are read as the tasks of this package read them, so
-that what these say about malformed rows, missing gold labels and wrong `answer_start` holds here, too.
+that what these say about malformed rows and missing gold labels holds here, too. Answers stay as the file has
+them, also where they do not stand at their `answer_start`; -1 says that the file names no place.
 
 Source: the documentation of PaddleNLP's data sets, for the names of fields and the order of labels.
 """
@@ -134,20 +135,8 @@ def _question(raw: Raw) -> dict[str, Any]:
     }
 
 
-def _with_places(raw: Raw) -> dict[str, Any]:
-    """Without the answers of which it is not known where they stand."""
-    return {**raw, "answers": [answer for answer in raw["answers"] if answer["answer_start"] >= 0]}
-
-
-def _is_trainable(raw: Raw) -> bool:
-    return bool(raw["answers"] or raw["is_impossible"])
-
-
 def _read_questions(path: Path, split: str) -> Dataset:
-    raws = read_mrc(path)
-    if split.startswith("train"):
-        raws = raws.map(_with_places).filter(_is_trainable)
-    return raws.map(_question)
+    return read_mrc(path, mend=False).map(_question)
 
 
 def _candidate(raw: Raw) -> dict[str, Any]:

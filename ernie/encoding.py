@@ -88,27 +88,32 @@ class Tokenizer(abc.ABC):
         return max(self._tokens) + 1
 
     @property
-    def pad_id(self) -> int:
+    def pad_token_id(self) -> int:
         """Id that fills up a batch."""
         return self._vocab[self._special.pad]
 
     @property
-    def unk_id(self) -> int:
+    def pad_token_type_id(self) -> int:
+        """Sentence type that fills up a batch."""
+        return 0
+
+    @property
+    def unk_token_id(self) -> int:
         """Id of what the vocabulary does not know."""
         return self._vocab[self._special.unk]
 
     @property
-    def cls_id(self) -> int:
+    def cls_token_id(self) -> int:
         """Id that begins an input."""
         return self._vocab[self._special.cls]
 
     @property
-    def sep_id(self) -> int:
+    def sep_token_id(self) -> int:
         """Id that ends a text."""
         return self._vocab[self._special.sep]
 
     @property
-    def mask_id(self) -> int:
+    def mask_token_id(self) -> int:
         """Id that hides a token.
 
         Raises:
@@ -174,7 +179,7 @@ class Tokenizer(abc.ABC):
         for encoding in self.encode_batch(texts, pairs, max_seqlen=max_seq_len):
             fill = (max_seq_len or 0) - len(encoding.input_ids) if pad_to_max_seq_len else 0
             ids, types = encoding.input_ids.tolist(), encoding.token_type_ids.tolist()
-            rows.append({"input_ids": ids + [self.pad_id] * fill, "token_type_ids": types + [0] * fill})
+            rows.append({"input_ids": ids + [self.pad_token_id] * fill, "token_type_ids": types + [0] * fill})
         if is_one:
             return rows[0]
         if return_dict:
@@ -253,7 +258,7 @@ class Tokenizer(abc.ABC):
 
     def convert_tokens_to_ids(self, tokens: Sequence[str]) -> list[int]:
         """Ids of `tokens`; the unknown token's for those that the vocabulary lacks."""
-        unk = self.unk_id
+        unk = self.unk_token_id
         return [self._vocab.get(token, unk) for token in tokens]
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
@@ -262,7 +267,7 @@ class Tokenizer(abc.ABC):
         return [self._tokens.get(int(index), unk) for index in ids]
 
     @abc.abstractmethod
-    def save(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path) -> None:
         """Writes all that `load_tokenizer(folder)` needs; makes the folder if it is not there."""
 
     @abc.abstractmethod
@@ -282,7 +287,7 @@ class Tokenizer(abc.ABC):
         types = np.zeros_like(ids)
         offsets = np.zeros((len(ids), 2), dtype=np.int32)
         cursor = ends - lengths
-        ids[cursor] = self.cls_id
+        ids[cursor] = self.cls_token_id
         cursor += 1
         for number, (pieces, counts) in enumerate(zip(parts, kept, strict=True)):
             source = spans(pieces.splits[:-1], counts)
@@ -291,7 +296,7 @@ class Tokenizer(abc.ABC):
             types[target] = number
             offsets[target] = pieces.offsets[source]
             cursor += counts
-            ids[cursor] = self.sep_id
+            ids[cursor] = self.sep_token_id
             types[cursor] = number
             cursor += 1
         stops = ends.tolist()

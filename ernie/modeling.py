@@ -45,15 +45,25 @@ class ErnieOutput(NamedTuple):
     """What an `ErnieModel` returns.
 
     Attributes:
-        pooled: float `[B, H]`, tanh of a linear layer over the first token.
         sequence: float `[B, S, H]`, the last layer.
-        hidden: the embeddings and the output of each layer, float `[B, S, H]` each, or None if they
-            were not asked for.
+        pooled: float `[B, H]`, tanh of a linear layer over the first token.
     """
 
-    pooled: paddle.Tensor
     sequence: paddle.Tensor
-    hidden: tuple[paddle.Tensor, ...] | None
+    pooled: paddle.Tensor
+
+
+class ErnieStates(NamedTuple):
+    """What it returns with `output_hidden`.
+
+    Attributes:
+        sequence, pooled: as in `ErnieOutput`.
+        hidden: the embeddings and the output of each layer, float `[B, S, H]` each.
+    """
+
+    sequence: paddle.Tensor
+    pooled: paddle.Tensor
+    hidden: tuple[paddle.Tensor, ...]
 
 
 class Embeddings(paddle.nn.Layer):
@@ -180,7 +190,7 @@ class ErnieModel(paddle.nn.Layer):
         position_ids: paddle.Tensor | None = None,
         task_type_ids: paddle.Tensor | None = None,
         output_hidden: bool = False,
-    ) -> ErnieOutput:
+    ) -> ErnieOutput | ErnieStates:
         """Encodes a batch. Ids outside their tables are not found out here: Paddle does not check them.
 
         Args:
@@ -191,10 +201,10 @@ class ErnieModel(paddle.nn.Layer):
             position_ids: int64 `[B, S]`; None counts from 0.
             task_type_ids: int64 `[B, S]`; None means the configuration's `task_id`. They count only
                 with `use_task_id`.
-            output_hidden: whether `.hidden` is wanted.
+            output_hidden: whether the hidden states are wanted.
 
         Returns:
-            An `ErnieOutput`.
+            An `ErnieOutput`, with `output_hidden` an `ErnieStates`.
 
         Raises:
             ConfigError: an input is not `[B, S]`, or longer than the position table (checked in eager
@@ -210,7 +220,7 @@ class ErnieModel(paddle.nn.Layer):
             if output_hidden:  # otherwise prediction need not hold on to them
                 hidden.append(x)
         pooled = F.tanh(self.pooler(x[:, 0]))
-        return ErnieOutput(pooled, x, tuple(hidden) if output_hidden else None)
+        return ErnieStates(x, pooled, tuple(hidden)) if output_hidden else ErnieOutput(x, pooled)
 
     def _run_layer(self, layer: EncoderLayer, x: paddle.Tensor, bias: paddle.Tensor) -> paddle.Tensor:
         if not (self.recompute and self.training and paddle.in_dynamic_mode()) or x.stop_gradient:
@@ -284,7 +294,7 @@ class ErnieModel(paddle.nn.Layer):
             tokenizer: the model's, saved with its settings; None leaves it out.
         """
         if tokenizer is not None:
-            tokenizer.save(folder)
+            tokenizer.save_pretrained(folder)
         state = {name: tensor.numpy() for name, tensor in self.state_dict().items()}
         save_pretrained_state(folder, self.config, state)
 

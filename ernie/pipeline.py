@@ -30,7 +30,9 @@ class Pipeline:
     """Answers inputs with an exported model. May be used by several threads, which take turns.
 
     An input is a text, a tuple of two texts, or a dict of what the task reads, such as
-    `{"question": ..., "context": ...}`.
+    `{"question": ..., "context": ...}`. For sequence labels a text is cut at blanks or, if train was in
+    characters, into all its characters, blanks included: `tags[i]` is that of `text[i]`. Units of one's own
+    are `{"units": [...]}`.
 
     Args:
         bundle: an exported model, or its folder.
@@ -136,6 +138,11 @@ def _several(inputs: Any) -> Iterator[Any]:
     Raises:
         DataError: it is one input, or none.
     """
-    if isinstance(inputs, str | bytes | Mapping) or not isinstance(inputs, Iterable):
+    if isinstance(inputs, str | Mapping):
         raise DataError(f"Expected several inputs, got one {type(inputs).__name__}; write [input].")
+    if isinstance(inputs, bytes) or not isinstance(inputs, Iterable):
+        raise DataError(
+            f"Expected inputs, got {type(inputs).__name__}; an input is a text, a tuple of two texts, or a "
+            "dict."
+        )
     return iter(inputs)

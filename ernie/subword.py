@@ -103,7 +103,7 @@ class SentencePieceTokenizer(Tokenizer):
             word_dict = read_word_dict(word_dict)
         self._words = None if word_dict is None else frozenset(word_dict)
 
-    def save(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path) -> None:
         folder = Path(folder)
         with new_file(folder / MODEL_NAME) as temporary:
             temporary.write_bytes(self._model.serialized_model_proto())

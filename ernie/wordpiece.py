@@ -107,7 +107,7 @@ class WordPieceTokenizer(Tokenizer):
         self._cache: dict[str, bytes] = {}
         self._cache_chars = 0
 
-    def save(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path) -> None:
         folder = Path(folder)
         own = {token: index for token, index in self._vocab.items() if token not in self._beyond}
         write_vocab(folder / "vocab.txt", own)

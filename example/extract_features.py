@@ -6,7 +6,7 @@
 Files in --output_dir: cls_emb.npy [texts, hidden], top_layer_emb.npy [tokens, hidden] with the tokens of all
 texts one after the other, lengths.npy [texts] that says how many each has, and layer_N_emb.npy for --layers.
 A data set is a file as for fine-tuning (text_a, text_b, label). Standard input: a text, or two with a tab
-between, a line.
+between, a line; one that cannot be read has NaN and no tokens, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from ernie.tasks.classification_files import Layout, read_classification
 from ernie.tasks.embedding import EmbeddingProcessor
 from ernie.tasks.pooling import EmbeddingSettings
 from propeller import cli
-from propeller.data import decode_line
 from propeller.errors import ConfigError, DataError
+from propeller.lines import line_text
 from propeller.processor import Raw
 from propeller.types import HParams
 
 log = logging.getLogger("ernie")
 
-_STDIN = Path("<stdin>")
+MAX_SHOWN_ERRORS = 20
 
 
-def main() -> None:
-    """Extracts features."""
+def main() -> int:
+    """Extracts features; returns the exit code."""
     args = _parser().parse_args()
     cli.setup_logging()
     if args.batch_size < 1:
@@ -59,6 +59,9 @@ def main() -> None:
     log.info("%d texts, %d tokens in %s", done.texts, done.tokens, args.output_dir)
     if done.truncated:
         log.warning("%d texts were cut to %d tokens (--max_seqlen)", done.truncated, args.max_seqlen)
+    if done.errors:
+        log.error("%d of %d lines could not be read", done.errors, done.texts)
+    return 1 if done.errors else 0
 
 
 def settings(args: argparse.Namespace, config: ErnieConfig) -> EmbeddingSettings:
@@ -81,21 +84,26 @@ def read_file(args: argparse.Namespace) -> Iterable[Raw]:
     )
 
 
-def read_stdin(processor: EmbeddingProcessor) -> Iterator[Raw]:
-    """The lines of standard input.
+def read_stdin(processor: EmbeddingProcessor) -> Iterator[Raw | DataError]:
+    """The lines of standard input; an error, which is logged with its line, in the place of what is no text.
 
     Raises:
-        DataError: there is none, or a line is no text; it names the line.
+        ConfigError: there is no standard input.
     """
     if sys.stdin is None:
         raise ConfigError("There is no standard input; name a file: --data_set FILE.")
+    errors = 0
     for number, line in enumerate(sys.stdin.buffer, 1):
+        text = line_text(line.removesuffix(b"\n"), len(line))
         try:
-            yield processor.parse(decode_line(line, _STDIN, number))
+            found = text if isinstance(text, DataError) else processor.parse(text)
         except DataError as error:
-            if error.path is not None:
-                raise
-            raise DataError(str(error), path=_STDIN, line=number) from error
+            found = error
+        if isinstance(found, DataError):
+            errors += 1
+            if errors <= MAX_SHOWN_ERRORS:
+                log.error("line %d: %s", number, found)
+        yield found
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,9 +4,10 @@
         --run_config '{"model_dir": "output", "max_steps": 900}' --hparam '{"batch_size": 16}'
     cat lines | python example/finetune_ner.py --do_predict --bundle output/best/inference
 
-Data files are as MSRA's (`text_a<TAB>label`, units and tags joined by \\x02 or by spaces) or CoNLL's. A line
-of standard input is units joined by \\x02 or by spaces, and gets a line of tags, joined alike; with
-`--format jsonl` the entities as well. `use_crf: true` in `--hparam` puts a CRF on top.
+Data files are as MSRA's (`text_a<TAB>label`, units and tags joined by \\x02 or by spaces), CoNLL's, or JSON
+(`{"tokens": [...], "ner_tags": [...]}`). A line of standard input is units joined by \\x02 or by spaces, and
+gets a line of tags, joined alike; with `--format jsonl` the entities as well. `use_crf: true` in `--hparam`
+puts a CRF on top.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def main() -> int:
     """Parses the flags and trains, or predicts."""
     parser = argument_parser(str(__doc__))
     add_flags(parser)
-    return finetuning.main(parser, train, known=CrfSettings.keys())
+    return finetuning.main(
+        parser, train, known=CrfSettings.keys(), task=SequenceLabelingProcessor.name
+    )
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -118,7 +121,7 @@ def report(examples: Iterable[Mapping[str, Any]], processor: SequenceLabelingPro
         texts += example["window"] == 0
         windows += 1
         tokens += len(example["input_ids"])
-        unknown += np.count_nonzero(example["input_ids"] == processor.tokenizer.unk_id)
+        unknown += np.count_nonzero(example["input_ids"] == processor.tokenizer.unk_token_id)
         counts += np.bincount(example["label"][example["units"] >= 0], minlength=len(counts))
     labels = ", ".join(f"{label} {count}" for label, count in zip(processor.labels, counts, strict=True))
     return (

@@ -14,40 +14,58 @@ import argparse
 import importlib
 import itertools
 import json
+import logging
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ernie.service.client import ErnieClient
 from propeller import atomic, cli
-from propeller.errors import ConfigError, ServerError
+from propeller.errors import ConfigError, DataError, ServerError
+from propeller.lines import line_text
+
+log = logging.getLogger("ernie")
 
 
-def main() -> None:
-    """Makes an index, or searches one."""
+def main() -> int:
+    """Makes an index, or searches one; returns the exit code."""
     args = _parser().parse_args()
     cli.setup_logging()
     with ErnieClient(host=args.host, port=args.port, timeout=60.0) as client:
         if args.command == "index":
             return index(client, args.input, args.index)
-        queries = [args.text] if args.text else (line.rstrip("\r\n") for line in sys.stdin)
+        queries = [args.text] if args.text else texts(sys.stdin.buffer)
         search(client, args.index, queries, args.k, args.backend)
+        return 0
 
 
-def index(client: ErnieClient, source: Path, folder: Path) -> None:
-    """Writes the lines, their vectors (float32, of length 1) and by which model these were made."""
+def index(client: ErnieClient, source: Path, folder: Path) -> int:
+    """Writes the lines, their vectors (float32, of length 1) and by which model these were made.
+
+    A line that is no text is named, and kept as an empty one, so that the others keep their numbers.
+
+    Returns:
+        The exit code.
+    """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "index.json").is_file():
         raise ConfigError(f"{folder} is there already and no index; name another place for it.")
     encoder = client.encoder()
     if encoder.per_token:
         raise ConfigError("The server gives a vector for each token; start it with --pooling cls or mean.")
     with atomic.new_folder(folder, replace=True) as target:
-        count = 0
-        with open(target / "vectors.f32", "wb") as vectors, open(target / "lines.txt", "wb") as kept:
-            for lines in chunks(source):
+        count = errors = 0
+        with (
+            open(source, "rb") as stream,
+            open(target / "vectors.f32", "wb") as vectors,
+            open(target / "lines.txt", "wb") as kept,
+        ):
+            found_texts = texts(stream)
+            while chunk := list(itertools.islice(found_texts, 4096)):
+                errors += chunk.count(None)
+                lines = [text or "" for text in chunk]
                 found = client.encode(lines, prompt="passage").embeddings
                 found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
                 vectors.write(found.astype("<f4").tobytes())
@@ -57,19 +75,21 @@ def index(client: ErnieClient, source: Path, folder: Path) -> None:
             raise ServerError("The server has taken over another model meanwhile; make the index again.")
         made_by = {"model": encoder.bundle, "dim": encoder.dim}
         (target / "index.json").write_text(atomic.to_json(made_by) + "\n", "utf-8")
-    print(f"{count} lines in {folder}", file=sys.stderr)
+    print(f"{count} lines in {folder}, {errors} of them not read", file=sys.stderr)
+    return 1 if errors else 0
 
 
-def chunks(source: Path) -> Iterator[list[str]]:
-    """The lines of a file, so many at a time; what is not UTF-8 in them becomes U+FFFD."""
-    with open(source, encoding="utf-8", errors="replace", newline="\n") as stream:
-        lines = (line.rstrip("\r\n") for line in stream)
-        while chunk := list(itertools.islice(lines, 4096)):
-            yield chunk
+def texts(stream: BinaryIO) -> Iterator[str | None]:
+    """The lines of a stream; None, and an error in the log, in the place of one that is no text."""
+    for number, line in enumerate(stream, 1):
+        text = line_text(line.removesuffix(b"\n"), len(line))
+        if isinstance(text, DataError):
+            log.error("line %d: %s", number, text)
+        yield None if isinstance(text, DataError) else text
 
 
-def search(client: ErnieClient, folder: Path, queries: Iterable[str], k: int, backend: str) -> None:
-    """Prints the k nearest lines to each query: rank, cosine, number of the line, the line."""
+def search(client: ErnieClient, folder: Path, queries: Iterable[str | None], k: int, backend: str) -> None:
+    """Prints the k nearest lines to each query: rank, cosine, its number, the line; then a blank one."""
     if k < 1:
         raise ConfigError(f"-k is {k}; expected at least 1.")
     try:
@@ -82,6 +102,9 @@ def search(client: ErnieClient, folder: Path, queries: Iterable[str], k: int, ba
     vectors = np.fromfile(folder / "vectors.f32", "<f4").reshape(-1, made_by["dim"])
     nearest = BACKENDS[backend](vectors)
     for query in queries:
+        if query is None:
+            print(flush=True)
+            continue
         vector = client.encode([query], prompt="query").embeddings
         vector = vector / np.maximum(np.linalg.norm(vector), 1e-12)
         places, cosines = nearest(vector, min(k, len(lines))) if lines else ((), ())

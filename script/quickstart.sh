@@ -2,6 +2,11 @@
 # The main job in a few minutes on a CPU: train a classifier, export the best model, predict from stdin.
 # Everything it makes goes to quickstart_output/ (or $QUICKSTART_DIR) and .venv/ (or $VENV).
 set -euo pipefail
+case ${1-} in
+    "") ;;
+    -h | --help) sed -n '2,3s/^# //p' "$0"; exit ;;
+    *) echo "$0 takes no arguments, got $1; --help says what it does" >&2; exit 2 ;;
+esac
 out=${QUICKSTART_DIR:-$(dirname "$0")/../quickstart_output}
 mkdir -p -- "$out"
 out=$(CDPATH= cd -- "$out" && pwd -P)

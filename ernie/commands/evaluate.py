@@ -16,6 +16,9 @@ from ernie.tasks.arguments import add_columns_argument, column_names
 from ernie.tasks.ner_files import FORMATS
 from propeller import atomic
 from propeller.bundle import read_bundle
+from propeller.errors import ConfigError
+
+_SETS = ("train", "dev", "test")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +33,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(parser)
 
 
+def _check_data(path: Path) -> None:
+    """Refuses a folder of several sets.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    names = sorted(child.name for child in path.iterdir()) if path.is_dir() else []
+    sets = [name for name in names if name.split(".")[0] in _SETS]
+    if sets and path.name not in {name.split(".")[0] for name in sets}:
+        raise ConfigError(f"--data {path} is a folder of sets; name one of these in it: {', '.join(sets)}.")
+
+
 def run(args: argparse.Namespace) -> int:
     """Runs the command; returns its exit code."""
+    _check_data(Path(args.data))
     bundle = read_bundle(args.bundle)
     processor = bundle.processor()
     from ernie.tasks.evaluating import evaluate_bundle

@@ -3,7 +3,8 @@
     ernie predict output/best/inference < lines.txt > answers.tsv
 
 What a line holds is the task's: a text, or text_a<TAB>text_b; for sequence labelling units joined by \\x02 or
-by spaces; for reading comprehension question<TAB>context, or a JSON object.
+by spaces, each of which parts two units, even where one of them is empty: so there are as many tags as units;
+for reading comprehension question<TAB>context, or a JSON object.
 """
 
 from __future__ import annotations

@@ -254,9 +254,9 @@ def _check_tokenizer(tokenizer: Tokenizer, config: ErnieConfig, folder: Path) ->
             f"The vocabulary of {folder} has {tokenizer.vocab_size} entries, the model only "
             f"{config.vocab_size}. They do not belong together."
         )
-    if tokenizer.pad_id != config.pad_token_id:
+    if tokenizer.pad_token_id != config.pad_token_id:
         raise ConfigError(
-            f"The vocabulary of {folder} pads with id {tokenizer.pad_id}, the model with pad_token_id "
+            f"The vocabulary of {folder} pads with id {tokenizer.pad_token_id}, the model with pad_token_id "
             f"{config.pad_token_id}. They do not belong together."
         )
 

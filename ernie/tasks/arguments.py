@@ -7,10 +7,12 @@ import dataclasses
 from pathlib import Path
 
 from propeller.config import ArgumentParser
+from propeller.data import split_files
 from propeller.errors import ConfigError
 
 # Of the data files in a folder; each also gzipped.
 _ENDS = (".tsv", ".json", ".jsonl", ".txt")
+_FILES_SHOWN = 20
 
 
 def argument_parser(description: str) -> ArgumentParser:
@@ -73,16 +75,18 @@ class DataFiles:
     def of(cls, args: argparse.Namespace) -> DataFiles:
         """Finds them by `--train_set --dev_set --test_set`, else in `--data_dir`.
 
+        There they are called `train`, `dev` and `test`, or as `load_dataset` knows the files of a data set.
+
         Raises:
             ConfigError: train or dev is missing, or a file that was named, or there are two of one name
-                (`train/` and `train.tsv`); what was looked for is named.
+                (`train/` and `train.tsv`); what was looked for is named, and what is there.
         """
         train, dev = (_locate(name, args) for name in ("train", "dev"))
         if train is None or dev is None:
             name = "train" if train is None else "dev"
             raise ConfigError(
                 f"No {name} data: name it with --{name}_set FILE, or put {name}/ or {name}.tsv (or "
-                f"{', '.join(_ENDS[1:])}; also with .gz) into --data_dir (now {args.data_dir})."
+                f"{', '.join(_ENDS[1:])}; also with .gz) into --data_dir (now {_shown(args.data_dir)})."
             )
         return cls(train, dev, _locate("test", args))
 
@@ -103,11 +107,20 @@ def _locate(name: str, args: argparse.Namespace) -> Path | None:
         raise ConfigError(f"--data_dir {args.data_dir} is no folder.")
     ends = ["", *(f"{end}{packed}" for end in _ENDS for packed in ("", ".gz"))]
     candidates = (Path(args.data_dir) / f"{name}{end}" for end in ends)
-    found = [path for path in candidates if path.exists()]
+    found = [path for path in candidates if path.exists()] or split_files(name, args.data_dir)
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
         raise ConfigError(f"{args.data_dir} holds {names}; remove all but one, or name it by --{name}_set.")
     return found[0] if found else None
+
+
+def _shown(folder: str | None) -> str:
+    """A folder, and what is in it."""
+    if folder is None:
+        return "None"
+    names = sorted(path.name for path in Path(folder).iterdir() if path.name[0] != ".")
+    more = f" and {len(names) - _FILES_SHOWN} more" if len(names) > _FILES_SHOWN else ""
+    return f"{folder}, which holds {', '.join(names[:_FILES_SHOWN]) or 'nothing'}{more}"
 
 
 def column_names(args: argparse.Namespace) -> list[str] | None:

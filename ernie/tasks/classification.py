@@ -154,8 +154,10 @@ class ClassificationProcessor(TextProcessor):
     def _text(self, raw: Raw, field: str) -> str:
         text = raw.get(field)
         if not isinstance(text, str):
-            found = f"{text!r:.80}" if field in raw else f"an example of {', '.join(raw) or 'nothing'}"
-            raise DataError(f"expected a text as {field!r}, found {found}")
+            if field in raw:
+                raise DataError(f"expected a text as {field!r}, found {text!r:.80}")
+            keys = ", ".join(repr(key) for key in raw) or "nothing"
+            raise DataError(f"the text {field!r} is missing; the example has {keys}")
         return text
 
     def _label(self, value: Any) -> Any:

@@ -12,10 +12,11 @@ from typing import Any
 from ernie.tasks import glue
 from ernie.tasks.arguments import column_names
 from ernie.tasks.classification import ClassificationProcessor
-from ernie.tasks.classification_files import Layout, read_classification, read_parts
+from ernie.tasks.classification_files import Layout, begins_with_example, read_classification, read_parts
 from ernie.tasks.classification_labels import LabelCounts, find_labels
 from ernie.tasks.glue import Task
 from ernie.tokenizing import Tokenizer
+from propeller.data import source_files
 from propeller.errors import ConfigError, DataError
 from propeller.processor import Raw
 
@@ -80,7 +81,7 @@ class ClassificationData:
             layout = dataclasses.replace(layout, separator=_SEPARATOR)
         processor = ClassificationProcessor(
             tokenizer,
-            _labels(task, files["train"], counts, num_label),
+            _labels(task, files["train"], layout, counts, num_label),
             max_seqlen=args.max_seqlen,
             pair="text_b" in first,
             task=None if task is None else task.name,
@@ -122,15 +123,28 @@ def _look(train: Path, layout: Layout) -> tuple[Raw, LabelCounts]:
     return first, LabelCounts.of(raws())
 
 
-def _labels(task: Task | None, train: Path, counts: LabelCounts, wanted: Any) -> list[str] | None:
+def _labels(
+    task: Task | None, train: Path, layout: Layout, counts: LabelCounts, wanted: Any
+) -> list[str] | None:
     """Label texts by id: the task's, else those that were found."""
     if task is None:
-        return find_labels(train, counts, wanted)
+        return find_labels(train, counts, wanted, firsts=_first_labels(train, layout))
     labels = None if task.labels is None else list(task.labels)
     number = 1 if labels is None else len(labels)
     if wanted not in (None, number):
         raise ConfigError(f"num_label is {wanted!r}, but {task.name} has {number}. Leave it out.")
     return labels
+
+
+def _first_labels(train: Path, layout: Layout) -> dict[Path, str]:
+    """The label in the first line of each file that does not begin with a known header."""
+    found = {}
+    for part in source_files(train.name, data_dir=train):
+        first = next(iter(read_classification(part, layout)), None)
+        if first is not None and begins_with_example(part, layout):
+            label = first["label"]
+            found[part] = label if isinstance(label, str) else ",".join(label)
+    return found
 
 
 def _has_labels(path: Path, layout: Layout) -> bool:

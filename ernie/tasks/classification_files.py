@@ -5,8 +5,8 @@ label as text, or as a list of texts where an example may have several.
 
 - A table is tab-separated, with or without a header; quotes are data. Its columns are found as
   `FeatureColumns` says, by the names that a `Layout` gives them.
-- JSON lines, one object a line, are known by their name (`.json`, `.jsonl`, also gzipped) or by a first line
-  that is an object. Fields have the names that columns have.
+- JSON, one object a line or one array of objects, is known by its name (`.json`, `.jsonl`, also gzipped) or
+  by a first line that is an object. Fields have the names that columns have.
 
 Pairs whose label is `-`, on which the annotators of MNLI, XNLI and OCNLI did not agree, are left out; how
 many is logged, once for each file. XNLI's `contradictory` is `contradiction`.
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from ernie.tasks.json_files import is_json, read_objects
 from propeller.data import (
     Context,
     Dataset,
@@ -48,7 +48,6 @@ LABEL_NAMES = ("Quality", "score", "is_duplicate", "gold_label", "labels")
 
 NO_GOLD_LABEL = "-"
 _SAME_LABELS = {"contradictory": "contradiction"}
-_JSON_ENDS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +86,7 @@ def read_classification(path: Path, layout: Layout | None = None, *, labelled: b
     """Reads the raw examples of one file.
 
     Args:
-        path: a table or JSON lines, plain or gzipped.
+        path: a table or JSON, plain or gzipped.
         layout: how it is laid out; by default under any of the names that public data sets use.
         labelled: whether every row must have a label. If not, labels may be missing, and no row is left out
             for want of one.
@@ -99,7 +98,7 @@ def read_classification(path: Path, layout: Layout | None = None, *, labelled: b
     """
     layout = layout or Layout()
     path = Path(path)
-    if _is_json(path):
+    if is_json(path):
         rows = _read_json(path, layout, labelled)
     else:
         rows = _read_table(path, layout, labelled)
@@ -134,7 +133,12 @@ def read_parts(path: Path, read: Callable[[Path], Dataset]) -> Iterator[Raw]:
             yield raw
 
 
-def _read_table(path: Path, layout: Layout, labelled: bool) -> Dataset:
+def begins_with_example(path: Path, layout: Layout) -> bool:
+    """Whether a file is a table without a header that is known as one."""
+    return not is_json(path) and not _table(layout, labelled=True).layout(first_line(path, None)).has_header
+
+
+def _table(layout: Layout, labelled: bool) -> FeatureColumns:
     names = layout.names()
     columns = [
         RawColumn(field, aliases=[name for name in names[field] if name != field], optional=optional)
@@ -147,7 +151,11 @@ def _read_table(path: Path, layout: Layout, labelled: bool) -> Dataset:
     ]
     if layout.language is not None:
         columns.append(RawColumn("language", optional=True))
-    table = FeatureColumns(columns, file_columns=layout.cells)
+    return FeatureColumns(columns, file_columns=layout.cells)
+
+
+def _read_table(path: Path, layout: Layout, labelled: bool) -> Dataset:
+    table = _table(layout, labelled)
     if not (layout.skips_malformed and labelled):  # of what is to be predicted every row counts
         return table.read(path)
     line = first_line(path, None)
@@ -161,43 +169,19 @@ def _read_table(path: Path, layout: Layout, labelled: bool) -> Dataset:
     return _left_out(lines, path, what, lambda row: row.count("\t") + 1 == count).map(found.convert)
 
 
-def _is_json(path: Path) -> bool:
-    if path.name.endswith(_JSON_ENDS):
-        return True
-    line = first_line(path, None)
-    if not line.startswith("{"):
-        return False
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
-
-
 def _read_json(path: Path, layout: Layout, labelled: bool) -> Dataset:
-    if not first_line(path, None).lstrip().startswith("{"):
-        raise DataError(
-            "does not begin with a JSON object; expected one object a line, such as "
-            '{"sentence1": "...", "sentence2": "...", "label": "..."}',
-            path=path,
-            line=1,
-        )
-    lines = Dataset.from_file(path).filter(str.strip)
     names = layout.names()
     required = [
         field
         for field in names
         if field == "text_a" or (field == "text_b" and layout.pair) or (field == "label" and labelled)
     ]
-    return lines.map(functools.partial(_json_row, names, required))
+    return read_objects(path).map(functools.partial(_json_row, names, required))
 
 
-def _json_row(names: Mapping[str, Sequence[str]], required: Sequence[str], line: str) -> dict[str, Any]:
-    try:
-        values = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"the line is no JSON: {error}; it ends with {line[-40:]!r}") from error
-    if not isinstance(values, dict):
-        raise DataError(f"the line is a JSON {type(values).__name__}; expected an object")
+def _json_row(
+    names: Mapping[str, Sequence[str]], required: Sequence[str], values: Mapping[str, Any]
+) -> dict[str, Any]:
     row = {}
     for field, known in names.items():
         given = [name for name in known if values.get(name) is not None]

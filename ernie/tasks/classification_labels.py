@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import logging
 import math
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,13 @@ from ernie.tasks.label_map import read_label_map
 from propeller.errors import ConfigError, DataError, did_you_mean
 from propeller.processor import Raw
 
+log = logging.getLogger("ernie")
+
 _MAX_DIGITS = 100
+# Of a label: so often it stands in the data where it belongs to them.
+_OFTEN = 10
+# Fewer labels than these are never taken for texts.
+_MANY = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +44,26 @@ class LabelCounts:
         return cls(counts, rows)
 
 
-def find_labels(train: Path, found: LabelCounts, wanted: Any = None) -> list[str] | None:
+def find_labels(
+    train: Path, found: LabelCounts, wanted: Any = None, *, firsts: Mapping[Path, str] | None = None
+) -> list[str] | None:
     """Label texts by id: as `label_map.json` beside the training data says, else sorted as found in it.
+
+    Logs a warning where they look like texts.
 
     Args:
         train: the training file, or folder of parts.
         found: its labels.
         wanted: the number of labels there should be; 1 is a regression, None takes what is there.
+        firsts: files that begin with an example, unless their first line is a header that is not known as
+            one; and the label in this line.
 
     Returns:
         None for a regression.
 
     Raises:
+        DataError: such a line is a header: its label is no number and stands nowhere else, and the others are
+            numbers, or stand in 10 rows at least. (Of fewer, a warning is logged.)
         ConfigError: `label_map.json` is none, the number of labels is not the wanted one, or two labels
             are spellings of one (`1` and `01`, `yes` and `Yes`).
     """
@@ -59,6 +74,14 @@ def find_labels(train: Path, found: LabelCounts, wanted: Any = None) -> list[str
         labels = _as_read(read_label_map(label_map), label_map)
     else:
         labels = number_labels(found.counts)
+        if wanted != len(labels):
+            _check_first_lines(found, firsts or {}, label_map)
+        if len(labels) >= _MANY and 2 * len(labels) > found.rows:
+            log.warning(
+                "%s: %d labels in %d rows look like texts (%r, ...). If the label stands in another column, "
+                "name the columns in order, such as --columns label,text_a",
+                train, len(labels), found.rows, f"{labels[-1]:.40}",
+            )  # fmt: skip
         if wanted is None and all(map(_is_number, labels)) and not all(map(_is_whole, labels)):
             raise ConfigError(
                 f"The labels of {train} are numbers such as {labels[0]}. For a regression set num_label "
@@ -140,6 +163,26 @@ def _as_read(labels: Sequence[str], path: Path) -> list[str]:
         return [label_text(label) for label in labels]
     except DataError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def _check_first_lines(found: LabelCounts, firsts: Mapping[Path, str], label_map: Path) -> None:
+    """Refuses an unknown header, of which an example with a label of its own would be made."""
+    heads = collections.Counter(firsts.values())
+    lone = {label for label, count in heads.items() if found.counts.get(label) == count}
+    others = {label: count for label, count in found.counts.items() if label not in lone}
+    least = min(others.values(), default=0)
+    is_sure = bool(others) and (all(map(_is_number, others)) or least >= _OFTEN)
+    for path, label in firsts.items():
+        if label not in lone or _is_number(label) or not (is_sure or least > 1):
+            continue
+        message = (
+            f"the label {label!r:.80} stands in no other line, so this looks like a header. If it is one, "
+            "call its columns text_a, text_b (of pairs) and label, or delete it and name them in order, such "
+            f"as --columns text_a,label. If it is an example, number the labels in {label_map}."
+        )
+        if is_sure:
+            raise DataError(message, path=path, line=1)
+        log.warning("%s:1: %s", path, message)
 
 
 def _check_spellings(counts: Mapping[str, int], train: Path) -> None:

@@ -45,7 +45,7 @@ class EmbeddingProcessor(Processor):
     @property
     def pad_values(self) -> dict[str, int]:
         """What fills up shorter rows, where that is not 0."""
-        return {"input_ids": self.tokenizer.pad_id}
+        return {"input_ids": self.tokenizer.pad_token_id}
 
     def prepare(self, raws: Sequence[Raw]) -> list[dict[str, Any]]:
         """Tokenises a batch.
@@ -133,7 +133,7 @@ class EmbeddingProcessor(Processor):
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes the tokenizer; its fingerprint among the settings lets a client compare its own."""
-        self.tokenizer.save(folder)
+        self.tokenizer.save_pretrained(folder)
         return {**dataclasses.asdict(self.settings), "tokenizer": self.tokenizer.fingerprint}
 
     @classmethod

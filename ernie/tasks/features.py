@@ -5,6 +5,7 @@
     layer_<n>_emb.npy    the same of layer n; 0 is what the embeddings give
     lengths.npy          int64 [texts], how many of these tokens each text has
 
+A text that cannot be read has a vector of NaN and no tokens.
 `np.split(top, np.cumsum(lengths)[:-1])` gives the tokens of each text. Special tokens count.
 
 Source: `ernie_encoder.py` of the older ERNIE: the first two files are its own, without padding as there.
@@ -54,11 +55,13 @@ class Summary(NamedTuple):
     Attributes:
         texts, tokens: so many.
         truncated: texts that were cut.
+        errors: texts that could not be read.
     """
 
     texts: int
     tokens: int
     truncated: int
+    errors: int
 
 
 def layer_numbers(text: str, depth: int) -> list[int]:
@@ -122,10 +125,9 @@ class Extractor:
             output = self._model(
                 *(paddle.to_tensor(batch[name]) for name in names),
                 attention_mask=paddle.to_tensor(mask.astype(np.int64)),
-                output_hidden=len(self.layers) > 1,
+                output_hidden=True,
             )
-        hidden = {self.top: output.sequence} if output.hidden is None else output.hidden
-        layers = {number: hidden[number].numpy() for number in self.layers}
+        layers = {number: output.hidden[number].numpy() for number in self.layers}
         pooled = output.pooled.numpy()
         for row, length in enumerate(lengths):
             own = {number: values[row, :length] for number, values in layers.items()}
@@ -140,19 +142,20 @@ class Extractor:
         return tokens.mean(axis=0) if pooling == "mean" else tokens.max(axis=0)
 
 
-def write_features(raws: Iterable[Raw], extractor: Extractor, folder: Path) -> Summary:
+def write_features(raws: Iterable[Raw | DataError], extractor: Extractor, folder: Path) -> Summary:
     """Writes the features of texts, in bounded memory. Files appear whole, when there is no text left.
 
     Args:
-        raws: `{"text_a", "text_b"?}` each; more in it does not matter.
+        raws: `{"text_a", "text_b"?}` each; more in it does not matter. An error stands for a text that cannot
+            be read.
         extractor: makes features of them.
         folder: made if it is not there.
 
     Raises:
-        DataError: there is no text, or one cannot be read.
+        DataError: there is no text, or one is none.
     """
     names = {number: f"layer_{number}_emb" for number in extractor.layers} | {extractor.top: "top_layer_emb"}
-    texts = tokens = truncated = 0
+    texts = tokens = truncated = errors = 0
     with contextlib.ExitStack() as stack:
 
         def opened(name: str, row_shape: Sequence[int], dtype: str = "<f4") -> NpyWriter:
@@ -164,18 +167,21 @@ def write_features(raws: Iterable[Raw], extractor: Extractor, folder: Path) -> S
         layers = {number: opened(name, row) for number, name in names.items()}
         iterator = iter(raws)
         while chunk := list(itertools.islice(iterator, _CHUNK_BATCHES * extractor.batch_size)):
-            examples = extractor.processor.prepare([_text_of(raw) for raw in chunk])
-            features = extractor.features(examples)
-            sizes = np.array([len(example["input_ids"]) for example in examples], np.int64)
-            vectors.write(np.stack([each.vector for each in features]))
+            good = {place: raw for place, raw in enumerate(chunk) if not isinstance(raw, DataError)}
+            examples = extractor.processor.prepare([_text_of(raw) for raw in good.values()])
+            rows, sizes = np.full((len(chunk), *row), np.nan, "<f4"), np.zeros(len(chunk), np.int64)
+            for place, example, found in zip(good, examples, extractor.features(examples), strict=True):
+                rows[place], sizes[place] = found.vector, len(example["input_ids"])
+                truncated += int(example["num_tokens"] > sizes[place])
+                for number, writer in layers.items():
+                    writer.write(found.layers[number])
+            vectors.write(rows)
             lengths.write(sizes)
-            for number, writer in layers.items():
-                writer.write(np.concatenate([each.layers[number] for each in features]))
             texts, tokens = texts + len(chunk), tokens + int(sizes.sum())
-            truncated += int((np.array([example["num_tokens"] for example in examples]) > sizes).sum())
+            errors += len(chunk) - len(good)
         if not texts:
             raise DataError("there is no text; expected at least one line")
-    return Summary(texts, tokens, truncated)
+    return Summary(texts, tokens, truncated, errors)
 
 
 def _text_of(raw: Raw) -> dict[str, Any]:

@@ -95,16 +95,16 @@ def resolve_model(args: argparse.Namespace, hparams: HParams) -> tuple[ErnieConf
         sentence_piece_model=args.sentence_piece_model,
         word_dict=args.word_dict,
     )
-    sizes = {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_id}
+    sizes = {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_token_id}
     config = ErnieConfig.from_dict({**sizes, **given, **hparams}, ignore_others=True)
     if tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(
             f"The vocabulary has {tokenizer.vocab_size} entries, the model only {config.vocab_size}. "
             "They do not belong together."
         )
-    if tokenizer.pad_id != config.pad_token_id:
+    if tokenizer.pad_token_id != config.pad_token_id:
         raise ConfigError(
-            f"The vocabulary pads with id {tokenizer.pad_id}, the model with pad_token_id "
+            f"The vocabulary pads with id {tokenizer.pad_token_id}, the model with pad_token_id "
             f"{config.pad_token_id}. They do not belong together."
         )
     if args.max_seqlen > config.max_position_embeddings:
@@ -264,6 +264,7 @@ def main(
     train: Callable[[argparse.Namespace, RunConfig, HParams], None],
     *,
     known: Collection[str] = (),
+    task: str | None = None,
 ) -> int:
     """Parses the flags of a fine-tuning script, and trains or predicts.
 
@@ -271,6 +272,7 @@ def main(
         parser: see `arguments.argument_parser`.
         train: trains, in this process or, with `--nproc`, in each of several.
         known: hyper-parameters that the task reads, besides those of `Training`.
+        task: the name of the processor whose bundles it predicts by; None: any.
 
     Returns:
         The exit code.
@@ -287,9 +289,14 @@ def main(
             bf16=args.bf16,
             form=args.format,
             strict=args.strict,
+            task=task,
         )
     check_hparams(hparams, {*Training.keys(), *known})
-    Training.of(hparams)  # what cannot be used is refused before any data is read
+    # What cannot be used is refused before any data is read.
+    Training.of(hparams)
+    batch_size(hparams)
+    if not args.find_learning_rate:
+        with_max_steps(run_config, hparams, lambda: 1)
     run_config = with_precision(run_config, hparams)
     if args.find_learning_rate and args.restart:
         raise ConfigError("--find_learning_rate trains nothing, so there is nothing to --restart.")
@@ -328,13 +335,18 @@ def fit(
     import propeller.paddle as propeller
 
     size = step_batch_size(hparams, run_config, restart=args.restart)
-    run_config = with_max_steps(
-        run_config, hparams, lambda: count_steps(sets["train"], hparams, processor, size=size)
-    )
+    if args.find_learning_rate:  # the trial has a schedule of its own
+        run_config = dataclasses.replace(run_config, max_steps=run_config.max_steps or 1)
+    else:
+        run_config = with_max_steps(
+            run_config, hparams, lambda: count_steps(sets["train"], hparams, processor, size=size)
+        )
+    resolved = {"batch_size": batch_size(hparams), "step_batch_size": size}
     learner = propeller.Learner(
         functools.partial(model, config=config, processor=processor),
         run_config,
-        hparams.join(config.to_dict(), {"step_batch_size": size}),  # resolved, for run.json
+        # Resolved, for run.json: a value that was a default before has not changed where it is given now.
+        hparams.join(config.to_dict(), dataclasses.asdict(Training.of(hparams)), resolved),
         warm_start_setting(args.warm_start_from),
     )
     train_set = batched(sets["train"], hparams, processor, size=size, train=True)

@@ -197,9 +197,9 @@ class MrcProcessor(TextProcessor):
             piece = slice(first, first + length)
             end = begin + length
             input_ids = np.empty(end + 1, dtype=np.int64)
-            input_ids[0] = tokenizer.cls_id
+            input_ids[0] = tokenizer.cls_token_id
             input_ids[1 : begin - 1] = question
-            input_ids[begin - 1] = input_ids[end] = tokenizer.sep_id
+            input_ids[begin - 1] = input_ids[end] = tokenizer.sep_token_id
             input_ids[begin:end] = ids[piece]
             token_type_ids = np.zeros(end + 1, dtype=np.int64)
             token_type_ids[begin:] = 1

@@ -1,4 +1,4 @@
-"""Files of questions on texts: SQuAD 1.1 and 2.0, CMRC2018, DRCD, DuReader."""
+"""Files of questions on texts: SQuAD 1.1 and 2.0, CMRC2018, DRCD, DuReader, Hugging Face's rows."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class MrcReport:
         )
 
 
-def read_mrc(path: PathLike) -> Dataset:
+def read_mrc(path: PathLike, *, mend: bool = True) -> Dataset:
     r"""Reads the questions of a file, plain or gzipped.
 
     The format is told by the content:
@@ -75,10 +75,17 @@ def read_mrc(path: PathLike) -> Dataset:
       "answers": [text, ...]}`, raw or preprocessed. The context is all paragraphs of all documents with
       `\n` between them. The answers are the spans that the preprocessing chose (`fake_answers`), then those
       that people wrote.
+    - The rows of Hugging Face's data sets, one a line, in an array or under `data`: `{"id", "question",
+      "context", "answers": {"text": [...], "answer_start": [...]}}`. Empty lists say that there is no answer.
 
     An answer that does not stand at its `answer_start` gets the place where its text stands, if that is
     one; else, and where the file says -1 or nothing and the text does not stand there once, it has no
     place. What was found goes to the log once, as a warning, and is what `mrc_report` returns.
+
+    Args:
+        path: the file.
+        mend: whether that is done; otherwise answers are as the file has them, with -1 where that names no
+            place.
 
     Returns:
         `{"id", "question", "context", "answers": [{"text", "answer_start"}], "is_impossible"}` for each
@@ -90,7 +97,7 @@ def read_mrc(path: PathLike) -> Dataset:
         DataError: when iterated: the file cannot be read, is cut short or of another structure, or a
             question id stands twice; it names the file with the line, or the place in the structure.
     """
-    return Dataset(_MrcSource(Path(path)))
+    return Dataset(_MrcSource(Path(path), mend))
 
 
 def mrc_report(path: PathLike) -> MrcReport:
@@ -108,14 +115,15 @@ def mrc_report(path: PathLike) -> MrcReport:
 class _MrcSource(Node):
     """The questions of a file. Position: the number of questions seen."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, mend: bool):
         self._path = path
+        self._mend = mend
         self._reported = False
 
     def iterate(self, position: Position, context: Context) -> Entries:
         seen = as_index(position)
         report = MrcReport()
-        for count, raw in enumerate(_raws(self._path, report), 1):
+        for count, raw in enumerate(_raws(self._path, report if self._mend else None), 1):
             if count > seen:
                 yield raw, count
         if report.misplaced and not self._reported:
@@ -126,11 +134,11 @@ class _MrcSource(Node):
         return Origin(f"{self._path}, question", as_index(position))
 
     def signature(self) -> Signature:
-        return [{"kind": "mrc", "files": [file_entry(self._path)]}]
+        return [{"kind": "mrc", "mend": self._mend, "files": [file_entry(self._path)]}]
 
 
-def _raws(path: Path, report: MrcReport) -> Iterator[dict[str, Any]]:
-    """Yields the checked questions of a file, and counts them in `report`."""
+def _raws(path: Path, report: MrcReport | None) -> Iterator[dict[str, Any]]:
+    """Yields the checked questions of a file; with a `report` it counts there and mends their answers."""
     places: dict[str, str] = {}
     for question in questions(path):
         where = question.where if question.line is None else f"line {question.line}"
@@ -149,24 +157,26 @@ def _raws(path: Path, report: MrcReport) -> Iterator[dict[str, Any]]:
                 path=path,
                 line=question.line,
             )
-        answers = [_placed(question.context, *answer, report) for answer in question.answers]
-        report.questions += 1
-        report.impossible += question.is_impossible
-        report.unlabelled += not answers and not question.is_impossible
-        report.untrainable += bool(answers) and all(a["answer_start"] == NOWHERE for a in answers)
+        found = question.answers
+        if report is not None:
+            found = [(text, _place(question.context, text, start, report)) for text, start in found]
+            report.questions += 1
+            report.impossible += question.is_impossible
+            report.unlabelled += not found and not question.is_impossible
+            report.untrainable += bool(found) and all(start == NOWHERE for _, start in found)
         yield {
             "id": question.id,
             "question": question.question,
             "context": question.context,
-            "answers": answers,
+            "answers": [{"text": text, "answer_start": start} for text, start in found],
             "is_impossible": question.is_impossible,
         }
     if not places:
         raise DataError("holds no question; expected at least one", path=path)
 
 
-def _placed(context: str, text: str, start: int, report: MrcReport) -> dict[str, Any]:
-    """Returns an answer with a place where its text does stand, or with none."""
+def _place(context: str, text: str, start: int, report: MrcReport) -> int:
+    """Returns a place where an answer's text does stand, or none."""
     report.answers += 1
     if start < 0 or not context.startswith(text, start):
         report.misplaced += 1
@@ -178,4 +188,4 @@ def _placed(context: str, text: str, start: int, report: MrcReport) -> dict[str,
             start = NOWHERE
         else:
             report.repaired += 1
-    return {"text": text, "answer_start": start}
+    return start

@@ -1,4 +1,4 @@
-"""Questions on texts as files have them: SQuAD, CMRC2018, DuReader. `mrc_files` checks and repairs them.
+"""Questions on texts as files have them; `mrc_files` checks and repairs them.
 
 Places in a structure are written as `data[0].paragraphs[2].qas[1].answers[0]`.
 """
@@ -6,17 +6,20 @@ Places in a structure are written as `data[0].paragraphs[2].qas[1].answers[0]`.
 from __future__ import annotations
 
 import itertools
-import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ernie.tasks.json_files import decode, parse
 from propeller.data import decode_line, open_text_file
 from propeller.errors import DataError, did_you_mean
 
 NOWHERE = -1
 
+_EXPECTED = "expected a file as SQuAD, CMRC2018, DRCD, DuReader or Hugging Face have it"
+
+_KINDS = ("paragraphs", "context_text", "question")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -51,85 +54,67 @@ def questions(path: Path) -> Iterator[Question]:
     try:
         with open_text_file(path, None) as stream:
             head = stream.readline()
-            # Nothing else has both keys in its first line, unescaped, and a look costs less than parsing.
-            if b'"documents"' in head and b'"question_id"' in head:
-                yield from _lines(path, itertools.chain([head.removeprefix(_BOM)], stream))
+            # Unescaped, these keys stand in the first line of nothing else; a look costs less than parsing.
+            is_dureader = b'"documents"' in head and b'"question_id"' in head
+            is_flat = b'"context"' in head and b'"question"' in head and b'"paragraphs"' not in head
+            if (is_dureader or is_flat) and head.removeprefix(_BOM).lstrip().startswith(b"{"):
+                lines = itertools.chain([head.removeprefix(_BOM)], stream)
+                yield from _lines(path, lines, _dureader_question if is_dureader else _flat_question)
                 return
             content = head + stream.read()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot be read: {error}", path=path) from error
     try:
-        yield from _whole(_parsed(_decoded(content, path), path))
+        yield from _whole(parse(decode(content, path), path, expected=_EXPECTED))
     except DataError as error:
         raise error if error.path is not None else DataError(str(error), path=path) from error
 
 
-def _lines(path: Path, lines: Iterable[bytes]) -> Iterator[Question]:
-    """Yields the questions of a DuReader file."""
+def _lines(path: Path, lines: Iterable[bytes], read: Callable[[Any], Question]) -> Iterator[Question]:
+    """Yields the questions of a file that has one a line."""
     for number, raw in enumerate(lines, 1):
         text = decode_line(raw, path, number)
         if not text.strip():
             continue
-        record = _parsed(text, path, number)
+        record = parse(text, path, number)
         try:
-            yield _dureader_question(record)._replace(line=number)
+            yield read(record)._replace(line=number)
         except DataError as error:
             raise DataError(str(error), path=path, line=number) from error
 
 
-def _decoded(content: bytes, path: Path) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"is not UTF-8 ({content[error.start : error.end]!r}). Convert the file, for example with iconv.",
-            path=path,
-            line=number,
-        ) from error
-
-
-def _parsed(text: str, path: Path, line: int | None = None) -> Any:
-    """Parses JSON.
-
-    Args:
-        text: the JSON.
-        path: where it comes from.
-        line: its line, None if it is the whole file.
-    """
-    if not text.strip():
-        raise DataError("is empty; expected JSON", path=path)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        guess = "is it damaged?"
-        if line is None and not text.lstrip().startswith(("{", "[")):
-            guess = "expected a file as SQuAD, CMRC2018, DRCD or DuReader have it"
-        elif error.msg.startswith("Unterminated") or not text[error.pos :].strip():
-            guess = "the text ends there: was it cut short?"
-        raise DataError(
-            f"no JSON: {error.msg.removesuffix(' at')} at column {error.colno}; {guess}",
-            path=path,
-            line=line or error.lineno,
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"no JSON that can be read: {error}", path=path, line=line) from error
-
-
 def _whole(root: Any) -> Iterator[Question]:
     """Yields the questions of a parsed file."""
+    items: Iterable[tuple[str, Any]]
     if isinstance(root, list):
-        for place, article in enumerate(root):
-            where = f"[{place}]"
-            context = _text(article, "context_text", where)
-            for inner, question in _items(article, "qas", where):
+        items = ((f"[{place}]", item) for place, item in enumerate(root))
+    else:
+        items = _items(root, "data", "the file", "data")
+    for where, item in items:
+        if not isinstance(item, dict) or item.keys().isdisjoint(_KINDS):
+            raise DataError(
+                f"{where} is {_shown(item)}; expected an object with 'paragraphs', as SQuAD has it, "
+                "'context_text' (CMRC2018), or 'id', 'question', 'context' and 'answers' (Hugging Face)"
+            )
+        if "paragraphs" in item:
+            for inner, paragraph in _items(item, "paragraphs", where):
+                context = _text(paragraph, "context", inner)
+                for innermost, question in _items(paragraph, "qas", inner):
+                    yield _squad_question(question, context, innermost)
+        elif "context_text" in item:
+            context = _text(item, "context_text", where)
+            for inner, question in _items(item, "qas", where):
                 yield _cmrc_question(question, context, inner)
-        return
-    for where, article in _items(root, "data", "the file", "data"):
-        for inner, paragraph in _items(article, "paragraphs", where):
-            context = _text(paragraph, "context", inner)
-            for innermost, question in _items(paragraph, "qas", inner):
-                yield _squad_question(question, context, innermost)
+        else:
+            yield _flat_question(item, where)
+
+
+def _flat_question(value: Any, where: str = "the question") -> Question:
+    """A question beside its context, as the rows of Hugging Face's data sets have them."""
+    question = _squad_question(value, _text(value, "context", where), where)
+    # There SQuAD 2.0 writes no answer as empty lists. In a test set the key is missing, or null.
+    no_answer = value.get("answers") is not None and "is_impossible" not in value and not question.answers
+    return question._replace(is_impossible=question.is_impossible or no_answer)
 
 
 def _squad_question(value: Any, context: str, where: str) -> Question:
@@ -139,7 +124,7 @@ def _squad_question(value: Any, context: str, where: str) -> Question:
     if not isinstance(impossible, bool):
         raise DataError(f"{where}: 'is_impossible' is {impossible!r:.80}; expected true or false")
     answers = []
-    for inner, answer in _optional_items(value, "answers", where):
+    for inner, answer in _answers(value, where):
         text, start = _text(answer, "text", inner), _get(answer, "answer_start", inner)
         if not isinstance(start, int) or isinstance(start, bool):
             raise DataError(f"{inner}: 'answer_start' is {start!r:.80}; expected a whole number")
@@ -147,6 +132,23 @@ def _squad_question(value: Any, context: str, where: str) -> Question:
     return Question(
         where, None, name, _text(value, "question", where), context, _not_blank(answers), impossible
     )
+
+
+def _answers(value: dict[str, Any], where: str) -> Iterator[tuple[str, Any]]:
+    """Yields answers with their places: of a list of objects, or, as Hugging Face has it, of two lists."""
+    answers = value.get("answers")
+    if not isinstance(answers, dict):
+        yield from _optional_items(value, "answers", where)
+        return
+    inner = f"{where}.answers"
+    texts = _texts(answers, "text", inner, required=True)
+    starts = [start for _, start in _items(answers, "answer_start", inner)]
+    if len(starts) != len(texts):
+        raise DataError(
+            f"{inner}: 'answer_start' has {len(starts)} items and 'text' {len(texts)}; expected as many"
+        )
+    for place, (text, start) in enumerate(zip(texts, starts, strict=True)):
+        yield f"{inner}[{place}]", {"text": text, "answer_start": start}
 
 
 def _cmrc_question(value: Any, context: str, where: str) -> Question:

@@ -5,6 +5,7 @@ r"""Files of sequence labelling: units with a tag each.
 | `tsv` | `text_a<TAB>label`, with or without a header; units and tags joined by `\x02` or by single spaces |
 | `conll` | a unit a line, its tag in the last column, an empty line after each sentence, `-DOCSTART-` lines |
 | `weibo` | `conll` with each unit's position in its word stuck to it (`科0`, `技1`) |
+| `json` | `{"tokens": [...], "ner_tags": [...]}` a line, or an array of these; lists, or texts as in `tsv` |
 
 Format, columns and scheme are recognised by what a file holds. All of them may be gzipped, begin with a byte
 order mark and have Windows line ends.
@@ -14,23 +15,24 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ernie.tasks.conll import Sentences, find_layout, split_columns
+from ernie.tasks.json_files import is_json, read_objects
 from ernie.tasks.label_map import read_label_map
 from ernie.tasks.tagging import OUTSIDE, check_scheme, find_scheme, is_tag
 from propeller.data import Dataset, FeatureColumns, PathLike, RawColumn, source_files
 from propeller.errors import ConfigError, DataError, did_you_mean
 
-FORMATS = ("tsv", "conll", "weibo")
+FORMATS = ("tsv", "conll", "weibo", "json")
 
 # What joins units where a space may be one.
 JOINT = "\x02"
 
 _TEXT_NAMES = ("text", "tokens")
-_LABEL_NAMES = ("labels", "tags")
+_LABEL_NAMES = ("labels", "tags", "ner_tags")
 _HEAD_LINES = 1000
 _LABELS_SHOWN = 20
 # Of the units of a data set in Chinese; numbers and foreign words may be one unit each. English has 1 in 5.
@@ -64,17 +66,19 @@ def read_ner(
     Args:
         path: the file.
         columns: names of its columns in order, `text_a` and `label`, `_` for one to skip. None: as a header
-            says; without one, the only two of `tsv`, the first and the last of `conll`.
-        format: one of `FORMATS`. None: `tsv` if its first 1000 lines have a header, `\x02`, or spaces between
-            tags in one cell, else `conll`; `weibo` if all of their units end with a number, which is 0 at the
-            beginning of each sentence.
+            says; without one, the only two of `tsv`, the first and the last of `conll`. Those of `json` have
+            names.
+        format: one of `FORMATS`. None: `json` if it is called so or begins with an object; `tsv` if its first
+            1000 lines have a header, `\x02`, or spaces between tags in one cell, else `conll`; `weibo` if all
+            of their units end with a number, which is 0 at the beginning of each sentence.
         scheme: the tags must be of this one; None: of any.
-        labels: the tags there may be; None: all.
+        labels: the tags there may be, by id; None: all.
 
     Returns:
         `{"units": [...], "labels": [...], "separator": "\x02" | " " | ""}` for each sentence: a tag for each
-        unit, and what joins the units in the file. A text without separators is one unit. Of `conll` it is
-        a space between words, nothing where more than half of the first units are one character.
+        unit, and what joins the units in the file. A text without separators is one unit. Of `conll` and of
+        lists it is a space between words, nothing where more than half of the first units are one character.
+        A tag of `json` may be its id, if `labels` are given.
 
     Raises:
         ConfigError: there is no such format or scheme, or `columns` has other names.
@@ -87,6 +91,9 @@ def read_ner(
         )
     path = Path(path)
     check = _TagCheck(labels, scheme)
+    if format == "json" or (format is None and is_json(path)):
+        rows = read_objects(path)
+        return rows.map(functools.partial(_read_object, check=check, separator=_separator(rows)))
     lines = Dataset.from_file(path)
     head = _head(lines)
     if format == "tsv" or (format is None and _is_tsv(head, columns)):
@@ -111,12 +118,14 @@ def has_labels(path: PathLike, *, columns: Sequence[str] | None = None) -> bool:
     Raises:
         DataError: the file cannot be read, or is empty.
     """
+    if is_json(Path(path)):
+        return any(_value(row, "label", _LABEL_NAMES) is not None for row in _head(read_objects(Path(path))))
     head = _head(Dataset.from_file(path))
     if columns is not None:
         return "label" in columns
     first = _cells(head[0])
     if _is_header(first):
-        return not {"label", *_LABEL_NAMES}.isdisjoint(first)
+        return not {"label", *_LABEL_NAMES}.isdisjoint(map(str.casefold, first))
     return any(len(split_columns(line, tabs="\t" in line)) > 1 for line in head)
 
 
@@ -188,6 +197,22 @@ class _TagCheck:
         self._scheme = None if scheme is None else check_scheme(scheme)
         self._good: set[str] = set()
 
+    def name(self, tag: Any) -> str:
+        """The tag that JSON has, by name or by id."""
+        if isinstance(tag, str):
+            return tag
+        if type(tag) is not int:
+            raise DataError(f"a label is {tag!r:.80}; expected a tag, such as B-PER")
+        if self._labels is None:
+            raise DataError(
+                f"a label is the number {tag}; expected a tag, such as B-PER. Write tags (Hugging Face has "
+                "their names in features['ner_tags'].feature.names), or number them in label_map.json beside "
+                'the training data: {"O": 0, "B-PER": 1, ...}'
+            )
+        if not 0 <= tag < len(self._labels):
+            raise DataError(f"a label is the number {tag}, but there are {len(self._labels)} labels")
+        return self._labels[tag]
+
     def __call__(self, tag: str) -> None:
         if tag in self._good:
             return
@@ -205,8 +230,8 @@ class _TagCheck:
         self._good.add(tag)
 
 
-def _head(lines: Dataset) -> list[str]:
-    """The first lines of a file."""
+def _head(lines: Dataset) -> list[Any]:
+    """The first lines, or objects, of a file."""
     return list(itertools.islice(lines, _HEAD_LINES))
 
 
@@ -217,7 +242,7 @@ def _cells(line: str) -> list[str]:
 def _is_header(cells: Sequence[str]) -> bool:
     """Whether cells of a first line are names of columns."""
     names = {"text_a", "label", *_TEXT_NAMES, *_LABEL_NAMES}
-    return not names.isdisjoint(cells) and not any(map(is_tag, cells))
+    return not names.isdisjoint(map(str.casefold, cells)) and not any(map(is_tag, cells))
 
 
 def _is_tsv(head: Sequence[str], columns: Sequence[str] | None) -> bool:
@@ -239,12 +264,50 @@ def _read_row(row: dict[str, str], *, check: _TagCheck) -> dict[str, Any]:
     """Parts a row into units and tags."""
     units, separator = split_units(_stripped(row["text_a"]))
     tags, _ = split_units(_stripped(row["label"]))
-    if units == [""]:
+    return _checked(units, tags, separator, check)
+
+
+def _read_object(row: Mapping[str, Any], *, check: _TagCheck, separator: str) -> dict[str, Any]:
+    """The units and tags of an object; `separator` joins those of a list."""
+    units, tags = _required(row, "text_a", _TEXT_NAMES), _required(row, "label", _LABEL_NAMES)
+    if isinstance(units, str):
+        units, separator = split_units(_stripped(units))
+    elif not all(isinstance(unit, str) for unit in units):
+        raise DataError(f"the units are {units!r:.80}; expected texts")
+    tags = split_units(_stripped(tags))[0] if isinstance(tags, str) else list(map(check.name, tags))
+    return _checked(units, tags, separator, check)
+
+
+def _value(row: Mapping[str, Any], field: str, others: Sequence[str]) -> Any:
+    return next((row[name] for name in (field, *others) if row.get(name) is not None), None)
+
+
+def _required(row: Mapping[str, Any], field: str, others: Sequence[str]) -> Any:
+    value = _value(row, field, others)
+    if value is None:
+        raise DataError(
+            f"the object has no {field!r} (or {', '.join(map(repr, others))}); it has "
+            f"{', '.join(map(repr, row)) or 'nothing'}"
+        )
+    if not isinstance(value, str | list):
+        raise DataError(f"{field!r} is {value!r:.80}; expected a list, or a text of what spaces part")
+    return value
+
+
+def _separator(rows: Dataset) -> str:
+    """What joins units that come as lists."""
+    lists = (_value(row, "text_a", _TEXT_NAMES) for row in _head(rows))
+    units = [unit for found in lists if isinstance(found, list) for unit in found]
+    return "" if 2 * sum(len(str(unit)) == 1 for unit in units) > len(units) else " "
+
+
+def _checked(units: list[str], tags: list[str], separator: str, check: _TagCheck) -> dict[str, Any]:
+    if units in ([], [""]):
         raise DataError("the text is empty; expected a unit at least")
     if len(units) != len(tags):
         raise DataError(
             f"found {len(units)} units ({_shown(units)}) and {len(tags)} labels ({_shown(tags)}); expected "
-            r"one label for each unit. Units and labels are joined by \x02, or by single spaces."
+            r"one label for each unit. In a text they are joined by \x02, or by single spaces."
         )
     for tag in tags:
         check(tag)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import sys
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,8 @@ from propeller.errors import ConfigError, DataError, PropellerError
 
 log = logging.getLogger("ernie")
 
+_SHOWN_LINES = 10
+
 
 def predict_stdin(
     folder: str | Path,
@@ -23,6 +26,7 @@ def predict_stdin(
     bf16: bool = False,
     form: str = "tsv",
     strict: bool = False,
+    task: str | None = None,
 ) -> int:
     """Answers the lines of standard input by an exported model, one line for each, in order.
 
@@ -32,12 +36,13 @@ def predict_stdin(
         bf16: compute in bfloat16 (CPU).
         form: `tsv`, the processor's own form, or `jsonl`.
         strict: whether a line that cannot be answered makes the exit code 1.
+        task: the name of the processor that it must have; None: any.
 
     Returns:
         The exit code.
 
     Raises:
-        ConfigError: standard input is closed, or the device cannot be used.
+        ConfigError: standard input is closed, the device cannot be used, or it is the bundle of another task.
         ExportError: no bundle, a damaged one, or one that cannot be run.
         DataError: the input cannot be read to its end; what came before is answered.
     """
@@ -45,6 +50,11 @@ def predict_stdin(
         raise ConfigError("Standard input is closed: there are no lines to answer.")
     bundle = read_bundle(folder)
     processor = bundle.processor()
+    if task is not None and processor.name != task:
+        raise ConfigError(
+            f"{folder} is a bundle of the task {processor.name!r}, not of {task!r}. `ernie predict` answers "
+            "by any of them."
+        )
     from propeller.paddle import stream
     from propeller.paddle.inference import Predictor
     from propeller.paddle.runtime import set_device
@@ -56,9 +66,20 @@ def predict_stdin(
         # Half a character, which UTF-8 cannot hold, as an escape of JSON.
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
     write = stream.format_jsonl if form == "jsonl" else stream.format_text(processor)
-    errors = stream.predict_lines(predictor, lines, sys.stdout, processor=processor, write=write)
+    numbers = itertools.count(1)
+    bad: list[str] = []
+
+    def noted(raw: Any, answer: Any) -> str:
+        text = write(raw, answer)  # where this fails, the line is written once more, as that error
+        number = next(numbers)
+        if isinstance(answer, PropellerError) and len(bad) < _SHOWN_LINES:
+            bad.append(str(number))
+        return text
+
+    errors = stream.predict_lines(predictor, lines, sys.stdout, processor=processor, write=noted)
     if errors:
-        log.warning("%d lines could not be answered", errors)
+        more = ", ..." if errors > len(bad) else ""
+        log.warning("%d lines could not be answered: %s%s", errors, ", ".join(bad), more)
     return 1 if errors and strict else 0
 
 

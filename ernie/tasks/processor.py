@@ -45,10 +45,10 @@ class TextProcessor(Processor):
     @property
     def pad_values(self) -> dict[str, int | float]:
         """What fills up shorter rows, where that is not 0."""
-        return {"input_ids": self.tokenizer.pad_id}
+        return {"input_ids": self.tokenizer.pad_token_id}
 
     def save(self, folder: Path) -> dict[str, Any]:
-        self.tokenizer.save(folder)
+        self.tokenizer.save_pretrained(folder)
         return self.settings
 
     @classmethod

@@ -191,13 +191,22 @@ def differ(labels: Sequence[int]) -> bool:
 
 
 def ranking_report(groups: Mapping[str, Groups]) -> str:
-    """Describes sets of queries with candidates, a line for each."""
+    """Describes sets of queries with candidates, a line for each.
+
+    Raises:
+        DataError: `train` or `dev` has no relevant candidate.
+    """
     lines = []
     for name, found in groups.items():
         labels = found.labels()
         sizes = [len(group) for group in labels]
         unanswered = sum(not any(label > 0 for label in group) for group in labels)
         relevant = sum(label > 0 for group in labels for label in group)
+        if not relevant and name in ("train", "dev"):
+            raise DataError(
+                f"The {name} set has no relevant candidate, one with a label above 0: there is nothing to "
+                f"{'learn from' if name == 'train' else 'choose the best model by'}."
+            )
         lines.append(
             f"{name}: {len(sizes)} queries, {sum(sizes)} rows, candidates a query: mean "
             f"{np.mean(sizes):.1f}, most {max(sizes)}; relevant: {relevant / sum(sizes):.1%}; queries "

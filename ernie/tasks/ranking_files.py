@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from propeller.data import Column, Dataset, FeatureColumns, RawColumn, first_line
+from propeller.data import Column, Dataset, FeatureColumns, RawColumn, as_parts, first_line
 from propeller.errors import DataError
 from propeller.processor import Raw
 
@@ -48,9 +48,8 @@ def read_ranking(path: Path, *, columns: Sequence[str] | None = None, labelled: 
         DataError: the file cannot be read or its first line does not fit; when iterated: a row is malformed,
             a label is no whole number from 0, or a `qid` comes again after another one. It names the line.
     """
-    table = _ranking_columns(columns, labelled)
-    rows, first = table.read(path), _first_row(path, table)
-    return Dataset.from_generator_func(functools.partial(_numbered, rows, path, first))
+    rows = _ranking_columns(columns, labelled).read(path)
+    return Dataset.from_generator_func(functools.partial(_numbered, rows, path)).map(_row)
 
 
 def has_labels(path: Path, *, columns: Sequence[str] | None = None) -> bool:
@@ -79,8 +78,8 @@ def lacks_labels(path: Path, *, columns: Sequence[str] | None = None) -> bool:
     """
     if columns is not None or has_labels(path):
         return False
-    names = {name.strip() for name in first_line(path, None).split("\t")}
-    return not names.isdisjoint(("qid", *_QID_NAMES)) and _RIGHT_NAME not in names
+    names = {name.strip().casefold() for name in first_line(path, None).split("\t")}
+    return not names.isdisjoint(map(str.casefold, ("qid", *_QID_NAMES))) and _RIGHT_NAME not in names
 
 
 def read_pairs(path: Path, *, columns: Sequence[str] | None = None) -> Dataset:
@@ -101,8 +100,8 @@ def read_pairs(path: Path, *, columns: Sequence[str] | None = None) -> Dataset:
     """
     if _is_labelled(path, columns):
         log.info("%s: passages with labels", path)
-        rows, first = read_ranking(path, columns=columns), _first_row(path, _ranking_columns(columns, True))
-        return Dataset.from_generator_func(functools.partial(_labelled_groups, rows, path, first))
+        rows = _ranking_columns(columns, labelled=True).read(path)
+        return Dataset.from_generator_func(functools.partial(_labelled_groups, rows, path))
     if lacks_labels(path, columns=columns):
         raise DataError(
             "has a column for the qid, as files of candidates have, but none for labels, which say what is "
@@ -116,14 +115,8 @@ def read_pairs(path: Path, *, columns: Sequence[str] | None = None) -> Dataset:
         RawColumn("text_b", aliases=_CANDIDATE_NAMES),
         RawColumn("negative", aliases=_NEGATIVE_NAMES, optional=True),
     ]
-    table = FeatureColumns(cells, file_columns=columns)
-    rows, first = table.read(path), _first_row(path, table)
-    return Dataset.from_generator_func(functools.partial(_pair_groups, rows, path, first))
-
-
-def _first_row(path: Path, table: FeatureColumns) -> int:
-    """The number of the line at which the rows begin."""
-    return 1 + table.layout(first_line(path, None)).has_header
+    rows = FeatureColumns(cells, file_columns=columns).read(path)
+    return Dataset.from_generator_func(functools.partial(_pair_groups, rows, path))
 
 
 def _ranking_columns(names: Sequence[str] | None, labelled: bool) -> FeatureColumns:
@@ -152,12 +145,18 @@ class _GradeColumn(Column):
         return "_GradeColumn"
 
 
-def _numbered(rows: Dataset, path: Path, first: int) -> Iterator[dict[str, Any]]:
-    """Gives each row its query and its place in it; `first` is the number of the first row's line."""
+def _with_lines(rows: Dataset) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each row of a table with the number of its line."""
+    for row, position in rows.iterate():
+        yield as_parts(position, 3)[2], row
+
+
+def _numbered(rows: Dataset, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Gives each row its query and its place in it; yields it with the number of its line."""
     seen: set[str] = set()
     current: tuple[str, str] | None = None
     qid, candidate = "", 0
-    for line, row in enumerate(rows, start=first):
+    for line, row in _with_lines(rows):
         key = ("qid", row["qid"]) if "qid" in row else ("text", row["text_a"])
         if key != current:
             qid, candidate = row.get("qid", f"{path.name}:{line}"), 0
@@ -172,7 +171,7 @@ def _numbered(rows: Dataset, path: Path, first: int) -> Iterator[dict[str, Any]]
                 )
             seen.add(qid)
             current = key
-        yield {**row, "qid": qid, "candidate": candidate}
+        yield line, {**row, "qid": qid, "candidate": candidate}
         candidate += 1
 
 
@@ -186,9 +185,13 @@ def _is_labelled(path: Path, columns: Sequence[str] | None) -> bool:
     return layout.has_header or len(cells) > 3 or cells[2].strip().isdigit()
 
 
-def _labelled_groups(rows: Dataset, path: Path, first: int) -> Iterator[Raw]:
+def _row(numbered: tuple[int, dict[str, Any]]) -> dict[str, Any]:
+    return numbered[1]
+
+
+def _labelled_groups(rows: Dataset, path: Path) -> Iterator[Raw]:
     group: dict[str, Any] | None = None
-    for line, row in enumerate(rows, start=first):
+    for line, row in _numbered(rows, path):
         if row["candidate"] == 0:
             if group is not None:
                 yield group
@@ -205,9 +208,9 @@ def _labelled_groups(rows: Dataset, path: Path, first: int) -> Iterator[Raw]:
         yield group
 
 
-def _pair_groups(rows: Dataset, path: Path, first: int) -> Iterator[Raw]:
+def _pair_groups(rows: Dataset, path: Path) -> Iterator[Raw]:
     group: dict[str, Any] | None = None
-    for line, row in enumerate(rows, start=first):
+    for line, row in _with_lines(rows):
         if not row["text_b"]:
             raise DataError("text_b is empty; expected the passage for the query", path=path, line=line)
         if group is None or row["text_a"] != group["text_a"]:

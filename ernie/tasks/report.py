@@ -31,7 +31,7 @@ def data_report(
     Raises:
         DataError: a set is empty.
     """
-    max_seqlen, unk_id = processor.max_seqlen, processor.tokenizer.unk_id
+    max_seqlen, unk_id = processor.max_seqlen, processor.tokenizer.unk_token_id
     lines = []
     for name, examples in sets.items():
         lengths, unknown, tokens = [], 0, 0
@@ -64,7 +64,7 @@ def _label_counts(found: Sequence[Any], processor: ClassificationProcessor) -> s
     else:
         counts, more = np.bincount(np.asarray(found), minlength=len(processor.labels)), ""
     named = zip(processor.labels, counts.tolist(), strict=True)
-    return ", ".join(f"{label} {count}" for label, count in named) + more
+    return ", ".join(f"{label:.40} {count}" for label, count in named) + more
 
 
 def _shared(texts: Mapping[str, Iterable[tuple[str, ...]]]) -> list[str]:

@@ -31,7 +31,7 @@ def over_sentence_pieces(tokenizer: Tokenizer) -> WordPieceTokenizer:
         Chinese character only with the mark.
     """
     known = tokenizer.convert_ids_to_tokens(
-        [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id]
+        [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id]
     )
     special = SpecialTokens(*known)
     return WordPieceTokenizer(_as_word_pieces(tokenizer.vocab, special), special=special)

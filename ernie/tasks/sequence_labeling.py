@@ -64,9 +64,9 @@ class SequenceLabelingProcessor(TextProcessor):
     """Units in; tags and entities with scores out.
 
     A raw example is `{"units": [...]}`, or `{"text_a": ...}` for free text, which is cut into units at blanks
-    or, with `by_character`, into its characters. Labelled ones have `labels`, one for each unit. `separator`
-    says what stood between the units where they come from: `\\x02` (which is no part of the text), a blank,
-    or nothing.
+    or, with `by_character`, into all its characters, blanks included, so that a tag has the place of its
+    character. Labelled ones have `labels`, one for each unit. `separator` says what stood between the units
+    where they come from: `\\x02` (which is no part of the text), a blank, or nothing.
 
     Args:
         tokenizer: the model's tokenizer.
@@ -189,7 +189,7 @@ class SequenceLabelingProcessor(TextProcessor):
         begins = np.flatnonzero(np.diff(words, prepend=-1))
         units = np.full(len(ids), -1, dtype=np.int64)
         units[begins] = words[begins]
-        cls, sep = self.tokenizer.cls_id, self.tokenizer.sep_id
+        cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         return [
             _example(
                 np.concatenate([[cls], ids[start:stop], [sep]]),
@@ -331,7 +331,10 @@ class SequenceLabelingProcessor(TextProcessor):
         return super().raw_of(value)
 
     def parse(self, line: str) -> Raw:
-        """Reads units joined by `\\x02`, else by single blanks; a line without either is one unit."""
+        """Reads units joined by `\\x02`, else by single blanks; a line without either is one unit.
+
+        Each separator parts two units, of which either may be empty: what was joined is there again.
+        """
         units, separator = split_units(line)
         return {"units": units, "separator": separator}
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ernie.tasks.processor import TextProcessor
-from propeller.data import Dataset
+from propeller.data import Dataset, FeatureColumns, LabelColumn, RawColumn
 from propeller.errors import DataError
 from propeller.metrics import Metric, Pearson
 from propeller.processor import Answer, Raw
@@ -27,8 +27,10 @@ class AgreementProcessor(TextProcessor):
         return {"max_seqlen": self.max_seqlen}
 
     def read(self, path: Path, *, columns: Sequence[str] | None = None) -> Dataset:
-        """The rows of a file: `text<TAB>share`."""
-        return Dataset.from_file(path).map(_row)
+        """The rows of a file: `text_a<TAB>label`, with or without a header; the label is the share."""
+        text = RawColumn("text_a", aliases=["text"])
+        share = LabelColumn("label", dtype="float32", aliases=["share"])
+        return FeatureColumns([text, share], file_columns=columns).read(path).map(_checked)
 
     def prepare(self, raws: Sequence[Raw]) -> list[dict[str, Any]]:
         """What the model takes; an example that is to be answered has no label."""
@@ -56,13 +58,8 @@ class AgreementProcessor(TextProcessor):
         return {"pearson": Pearson("share")}
 
 
-def _row(line: str) -> dict[str, Any]:
+def _checked(row: dict[str, Any]) -> dict[str, Any]:
     """An error in here names file and line by itself."""
-    text, _, share = line.partition("\t")
-    try:
-        label = float(share)
-    except ValueError:
-        label = -1.0
-    if not 0 <= label <= 1:
-        raise DataError(f"expected text<TAB>share, a share between 0 and 1, got the share {share!r}")
-    return {"text_a": text, "label": label}
+    if not 0 <= row["label"] <= 1:
+        raise DataError(f"got the share {row['label']}; expected text<TAB>share, a share between 0 and 1")
+    return row

@@ -1,9 +1,11 @@
 """Trains the task of `agreement.py`, with all flags of the scripts beside this folder.
 
     pip install ./example/custom_task
-    python example/custom_task/train.py --data_dir SHARES --warm_start_from MODEL \\
+    python example/custom_task/train.py --data_dir example/custom_task/shares --warm_start_from MODEL \\
         --run_config '{"model_dir": "output/agreement", "max_steps": 900}'
     ernie predict output/agreement/best/inference < lines
+
+The folder holds `train.tsv` and `dev.tsv`, rows of `text<TAB>share`, a share between 0 and 1.
 """
 
 from __future__ import annotations

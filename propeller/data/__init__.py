@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from propeller.data.readers import DatasetReader as DatasetReader
     from propeller.data.readers import load_dataset as load_dataset
     from propeller.data.readers import register_reader as register_reader
+    from propeller.data.readers import split_files as split_files
     from propeller.data.record import RecordFile as RecordFile
     from propeller.data.record import RecordWriter as RecordWriter
     from propeller.data.signature import Signature as Signature
@@ -68,7 +69,7 @@ __getattr__, __dir__, __all__ = attach(
             "as_parts",
             "fail",
         ],
-        "propeller.data.readers": ["DatasetReader", "load_dataset", "register_reader"],
+        "propeller.data.readers": ["DatasetReader", "load_dataset", "register_reader", "split_files"],
         "propeller.data.record": ["RecordFile", "RecordWriter"],
         "propeller.data.signature": ["Signature", "difference", "file_entry"],
         "propeller.data.sources": ["PathLike", "decode_line", "first_line", "open_text_file"],

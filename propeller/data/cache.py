@@ -141,9 +141,10 @@ def prepare_files(
             cannot be written, a temporary folder takes its place and a warning is logged.
 
     Raises:
+        ConfigError: there is no file.
         DataError: a file cannot be read, there is no row, a row is malformed, or `prepare` failed.
     """
-    sources = [(Path(path), read(Path(path))._node) for path in files]
+    sources = [(path, read(path)._node) for path in source_files(name, files=files)]
     build = Build(name, sources, read_key, prepare, prepare_key)
     return Dataset(RecordSource(cached_records(build, None if cache_dir is None else Path(cache_dir))))
 

@@ -59,6 +59,11 @@ class MapDataset(Dataset):
             )
         self.label_list = None if label_list is None else list(label_list)
 
+    @property
+    def data(self) -> list[Any]:
+        """All examples."""
+        return list(self)
+
     def map(
         self,
         fn: Callable[[Any], Any],

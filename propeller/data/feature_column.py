@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,18 @@ from propeller.errors import ConfigError, DataError, did_you_mean
 
 __all__ = ["Column", "FeatureColumns", "LabelColumn", "Layout", "RawColumn", "TextColumn", "TextIDColumn"]
 
+log = logging.getLogger("propeller")
+
 # Which column each cell of a file's line belongs to; None: to none.
 _Cells = list[Column | None]
 
 # As the scripts' users know it, and those who write one.
 _REMEDY = "name the file's columns in order (--columns, or file_columns in code)."
+_CSV_REMEDY = (
+    " Commas part no columns. Is it a comma-separated file? Then make a tab-separated one: "
+    """python -c 'import csv, sys; [print(*(" ".join(cell.split()) for cell in row), sep="\\t") """
+    "for row in csv.reader(sys.stdin)]' < FILE.csv > FILE.tsv"
+)
 
 
 @dataclass(frozen=True)
@@ -64,24 +72,24 @@ class FeatureColumns:
     How the cells of a file are told apart, by its first line:
 
     1. `file_columns`, if given, names the cells of every file that has as many.
-    2. A first line of which a cell is the name or an alias of a column is a header; it names the cells, those
-       of other names are skipped, and it must hold every column that is not optional. It is left out also
-       where `file_columns` decides.
+    2. A first line of which a cell is the name or an alias of a column, in whatever case, is a header; it
+       names the cells, those of other names are skipped, and it must hold every column that is not optional.
+       It is left out also where `file_columns` decides.
     3. Otherwise the cells are the columns in their order. If there are fewer cells than columns, optional
        columns go: the cells are all that are required, and of the optional ones the first so many as there
        is place for. With `text_a, text_b (optional), label`, two cells are text_a and label; with
        `text_a, text_b (optional)`, or where `label` is optional as well, they are text_a and text_b.
 
-    Every line must have as many cells as the first. Where there is more than one column, empty lines at the
-    end of a file are left out, others are malformed.
+    Every line must have as many cells as the first. Where there is more than one column, empty lines are left
+    out; how many of them stand before other lines is logged.
 
     Args:
         columns: the columns, in their order.
         file_columns: names of the cells of headerless files, `_` for one to skip; see above.
 
     Raises:
-        ConfigError: no column, two of one name or alias, or `file_columns` with a name that no column has or
-            without one that is required.
+        ConfigError: no column, two of one name or alias (in whatever case), or `file_columns` with a name
+            that no column has or without one that is required.
     """
 
     def __init__(self, columns: Sequence[Column], *, file_columns: Sequence[str] | None = None):
@@ -89,9 +97,10 @@ class FeatureColumns:
         if not self.columns:
             raise ConfigError("FeatureColumns got no column; expected at least one")
         self._by_name: dict[str, Column] = {}
+        plain: dict[str, Column] = {}
         for column in self.columns:
             for name in (column.name, *column.aliases):
-                if name in self._by_name:
+                if plain.setdefault(name.casefold(), column) is not column:
                     raise ConfigError(f"two columns go by {name!r}; names and aliases must differ")
                 self._by_name[name] = column
         self._file_columns = None if file_columns is None else self._named(file_columns)
@@ -118,9 +127,9 @@ class FeatureColumns:
         if self._file_columns is not None:
             raise DataError(
                 f"found {_count(len(texts))}; expected {len(self._file_columns)}, as the columns given are "
-                f"{_names(self._file_columns)}"
+                f"{_names(self._file_columns)}{_csv_hint(line)}"
             )
-        return self._layout(self._by_position(len(texts)), False)
+        return self._layout(self._by_position(line), False)
 
     def read(self, path: PathLike, *, gz: bool | None = None) -> Dataset:
         """Streams over the examples of one file.
@@ -242,22 +251,25 @@ class FeatureColumns:
         return [column for column in self.columns if not column.optional and column not in cells]
 
     def _header(self, texts: Sequence[str]) -> _Cells:
-        """Returns the column that each cell of a header names."""
-        names = [text.strip() for text in texts]
-        cells: _Cells = [None] * len(names)
+        """Returns the column that each cell of a header names; one that is spelt as the name goes first."""
+        cells: _Cells = [None] * len(texts)
         for column in self.columns:
-            found = [name for name in (column.name, *column.aliases) if name in names]
-            if found:
-                cells[names.index(found[0])] = column
+            for spelt in (str, str.casefold):
+                names = [spelt(text.strip()) for text in texts]
+                known = map(spelt, (column.name, *column.aliases))
+                if (found := next((name for name in known if name in names), None)) is not None:
+                    cells[names.index(found)] = column
+                    break
         return cells
 
-    def _by_position(self, count: int) -> _Cells:
+    def _by_position(self, line: str) -> _Cells:
+        count = line.count("\t") + 1
         required = [column for column in self.columns if not column.optional]
         if not len(required) <= count <= len(self.columns):
             names = ", ".join(c.name + (" (optional)" if c.optional else "") for c in self.columns)
             raise DataError(
                 f"found {_count(count)} and no header; expected the columns {names}. Add a header line, or "
-                f"{_REMEDY}"
+                f"{_REMEDY}{_csv_hint(line)}"
             )
         optional = [column for column in self.columns if column.optional][: count - len(required)]
         return [column for column in self.columns if column in required or column in optional]
@@ -281,23 +293,34 @@ class _Rows(Transform):
     def iterate(self, position: Position, context: Context) -> Entries:
         convert = self.layout.convert
         skips_empty = len(self.layout.cells) > 1
-        empty: Position = None
+        left_out = empty = 0
         for line, after in self.source.iterate(position, context):
-            if not line and skips_empty:
-                empty = empty or after
+            if not line.strip(" ") and skips_empty:
+                empty += 1
                 continue
+            left_out, empty = left_out + empty, 0  # those at the end are not worth a word
             try:
-                if empty is not None:  # it is not at the end, so it is a line like any other
-                    after = empty
-                    convert("")
                 example = convert(line)
             except Exception as error:
                 fail(convert, error, self.source.origin(after, context))
             yield example, after
+        if position is None and left_out and (origin := self.source.origin(after, context)):
+            _say(origin.path, left_out)
+
+
+@functools.lru_cache(maxsize=1024)
+def _say(path: str, count: int) -> None:
+    """Logs what was left out, once, since a file is read more than once."""
+    log.info("%s: left out %d empty lines", path, count)
 
 
 def _names(cells: Sequence[Column | None]) -> str:
     return ", ".join(column.name if column else "_" for column in cells)
+
+
+def _csv_hint(line: str) -> str:
+    is_csv = "," in line and "\t" not in line and not line.startswith(("{", "["))
+    return _CSV_REMEDY if is_csv else ""
 
 
 def _count(count: int) -> str:

@@ -198,19 +198,46 @@ def _located(reader: DatasetReader, split: str, data_root: PathLike | None, titl
             f"{title}: nothing is downloaded. Name the file of {split} by data_files, or the folder that "
             f"holds {wanted} by data_root or {ROOT_ENV}."
         )
-    for name in reader.files[split]:
-        for path in (Path(root, name), Path(root, f"{name}.gz")):
-            if path.is_file():
-                return path
-    raise DataError(f"there is no {wanted} (.gz or not) in it, for {split} of {title}", path=Path(root))
+    found = _first_there(Path(root), reader.files[split])
+    if found is None:
+        raise DataError(f"there is no {wanted} (.gz or not) in it, for {split} of {title}", path=Path(root))
+    return found
+
+
+def _first_there(folder: Path, names: Sequence[str]) -> Path | None:
+    paths = (folder / f"{name}{packed}" for name in names for packed in ("", ".gz"))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def split_files(split: str, folder: PathLike) -> list[Path]:
+    """Finds the file of a split in the folder of one data set, whose name need not be known.
+
+    Args:
+        split: `train`, for example.
+        folder: where the files of the data set lie.
+
+    Returns:
+        What each data set known by name calls this file, as far as it is there.
+    """
+    found = set()
+    for readers in _known().values():
+        for reader in [readers] if isinstance(readers, DatasetReader) else readers.values():
+            names = [Path(name).name for name in reader.files.get(split, ())]
+            found.add(_first_there(Path(folder), names))
+    return sorted(path for path in found if path is not None)
+
+
+def _known() -> dict[str, Readers]:
+    """All data sets by name."""
+    readers = dict(_registered)
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        readers = {**point.load(), **readers}
+    return readers
 
 
 def _find_reader(dataset: str, name: str | None) -> tuple[DatasetReader, str]:
     """Returns the reader of a data set, and what to call that in messages."""
-    readers = dict(_registered)
-    if _match(dataset, readers) is None:
-        for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
-            readers = {**point.load(), **readers}
+    readers = _registered if _match(dataset, _registered) else _known()
     known = _match(dataset, readers)
     if known is None:
         names = sorted(readers)

@@ -332,7 +332,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, help="passes over the training rows; default: the task's")
     parser.add_argument("--batch-size", type=int, default=Settings.batch_size)
     parser.add_argument("--learning-rate", type=float, default=Settings.learning_rate, help="its maximum")
-    parser.add_argument("--rows", type=int, help="only so many rows of train; of SQuAD articles of both halves")
+    parser.add_argument(
+        "--rows", type=int, help="only so many rows of train; of SQuAD articles of both halves"
+    )
     parser.add_argument("--steps", type=int, help="end after so many steps of the schedule")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

@@ -201,12 +201,11 @@ def test_label_lists():
     assert READERS["glue"]["rte"].label_list == ("entailment", "not_entailment")
 
 
-def test_answers_without_a_place_are_not_trained_on(tmp_path):
+def test_questions_are_as_the_file_has_them(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(SQUAD))
     train, dev = load_dataset("squad", data_files=[tmp_path / "a.json"] * 2, splits=["train", "dev"])
-    assert [example["id"] for example in train] == ["1", "2"]
-    assert [example["id"] for example in dev] == ["1", "2", "3"]
-    assert dev[2]["answer_starts"] == [-1]
+    assert list(train) == list(dev)
+    assert [example["answer_starts"] for example in train] == [[0], [], [3]]
 
 
 @pytest.mark.parametrize(
@@ -237,26 +236,48 @@ def test_what_is_not_there(tmp_path):
         load_dataset("chnsenticorp", splits="dev", data_root=tmp_path)
 
 
-def test_the_guide_for_a_pair_task(tmp_path, bert_folder):
-    """The chain of PaddleNLP's guide, LCQMC to features by name, with this package's tokenizer."""
+@pytest.mark.parametrize("batched", [False, True])
+def test_the_guide_for_a_pair_task(tmp_path, bert_folder, batched):
+    """The chain of PaddleNLP's guide, LCQMC to batches, by this package's names."""
     from ernie import load_tokenizer
+    from propeller.data import Dict, Pad, Stack
 
-    (tmp_path / "train.tsv").write_text("the cat\ta dog\t1\nmat\tthe mat\t0\n")
+    (tmp_path / "train.tsv").write_text("the cat\ta dog\t1\nmat\tmat\t0\n")
     tokenizer = load_tokenizer(bert_folder)
+
+    def convert_example(example, tokenizer):
+        encoded = tokenizer(text=example["query"], text_pair=example["title"])
+        encoded["label"] = [example["label"]]
+        return encoded
 
     def convert_examples(examples, tokenizer):
         queries = [example["query"] for example in examples]
         titles = [example["title"] for example in examples]
-        encoded = tokenizer.encode_batch(queries, titles)
-        return [
-            {"input_ids": encoding.input_ids, "label": [example["label"]]}
-            for encoding, example in zip(encoded, examples, strict=True)
-        ]
+        encoded = tokenizer(text=queries, text_pair=titles, return_dict=False)
+        for place in range(len(encoded)):
+            encoded[place]["label"] = [examples[place]["label"]]
+        return encoded
 
     train_ds = load_dataset("lcqmc", data_files=tmp_path / "train.tsv")
-    train_ds.map(functools.partial(convert_examples, tokenizer=tokenizer), batched=True)
-    assert train_ds[0]["input_ids"].tolist() == tokenizer.encode("the cat", "a dog").input_ids.tolist()
-    assert train_ds[1]["label"] == [0]
+    assert train_ds.data[:1] == [{"query": "the cat", "title": "a dog", "label": 1}]
+    convert = functools.partial(convert_examples if batched else convert_example, tokenizer=tokenizer)
+    train_ds.map(convert, batched=batched)
+    batchify = Dict(
+        {
+            "input_ids": Pad(axis=0, pad_val=tokenizer.pad_token_id),
+            "token_type_ids": Pad(axis=0, pad_val=tokenizer.pad_token_type_id),
+            "label": Stack(dtype="int64"),
+        }
+    )
+    input_ids, token_type_ids, label = batchify(train_ds.data)
+    first, second = (tokenizer.encode(*pair) for pair in (("the cat", "a dog"), ("mat", "mat")))
+    padding = [0] * (len(first.input_ids) - len(second.input_ids))
+    assert input_ids.tolist() == [first.input_ids.tolist(), second.input_ids.tolist() + padding]
+    assert token_type_ids.tolist() == [
+        first.token_type_ids.tolist(),
+        second.token_type_ids.tolist() + padding,
+    ]
+    assert label.tolist() == [[1], [0]]
 
 
 @pytest.mark.parametrize(
@@ -274,7 +295,7 @@ def test_the_guide_for_a_pair_task(tmp_path, bert_folder):
         ("glue", "mrpc", ("train", "dev", "test"), (3667, 408, 1725), {}),
         ("msra_ner", None, ("dev", "test"), (2318, 4636), {}),
         ("weibo_ner", None, ("train", "dev", "test"), (1350, 270, 270), {}),
-        ("cmrc2018", None, ("dev", "trial"), (3219, 1002), {}),
+        ("cmrc2018", None, ("train", "dev", "trial"), (10142, 3219, 1002), {}),
         ("wikiqa", None, ("train", "dev", "test"), (8672, 1130, 2351), {}),
     ],
 )

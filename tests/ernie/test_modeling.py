@@ -81,9 +81,11 @@ def test_any_type_of_mask(golden, kind):
     check_outputs(ErnieModel.from_pretrained(folder)(**inputs, output_hidden=True), expected)
 
 
-def test_hidden_only_when_asked_for(golden):
-    folder, inputs, _ = golden
-    assert ErnieModel.from_pretrained(folder)(**inputs).hidden is None
+def test_output_is_sequence_and_pooled_unless_more_is_asked_for(golden):
+    folder, inputs, expected = golden
+    sequence_output, pooled_output = ErnieModel.from_pretrained(folder)(**inputs)
+    assert list(sequence_output.shape) == list(expected["hidden"][-1].shape)
+    assert list(pooled_output.shape) == [sequence_output.shape[0], sequence_output.shape[2]]
 
 
 @pytest.fixture

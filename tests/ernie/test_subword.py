@@ -103,12 +103,15 @@ def test_a_long_text() -> None:
 def test_without_words_and_vocabulary_the_model_decides() -> None:
     tokenizer = SentencePieceTokenizer(train(pad_id=3), do_lower_case=False)
     special = ["<pad>", "<unk>", "<s>", "</s>"]
-    ids = [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id]
+    ids = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id]
     assert tokenizer.convert_ids_to_tokens(ids) == special
-    assert tokenizer.encode("今天 龘").input_ids.tolist()[0::3] == [tokenizer.cls_id, tokenizer.unk_id]
+    assert tokenizer.encode("今天 龘").input_ids.tolist()[0::3] == [
+        tokenizer.cls_token_id,
+        tokenizer.unk_token_id,
+    ]
     assert tokenizer.encode("今天 is").offsets[1:-1].tolist() == [[0, 2], [3, 5]]
     named = SentencePieceTokenizer(train(control_symbols=["[PAD]", "[CLS]", "[SEP]"]))
-    assert named.convert_ids_to_tokens([named.cls_id, named.sep_id]) == ["[CLS]", "[SEP]"]
+    assert named.convert_ids_to_tokens([named.cls_token_id, named.sep_token_id]) == ["[CLS]", "[SEP]"]
 
 
 def test_units_stay_aligned() -> None:
@@ -126,7 +129,7 @@ def test_save_and_load(tmp_path: Path) -> None:
         "own": SentencePieceTokenizer(train(pad_id=3), word_dict=WORDS),
         "special": SentencePieceTokenizer(MODEL, {**VOCAB, "<c>": 999}, special=SpecialTokens(cls="<c>")),
     }.items():
-        tokenizer.save(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
         loaded = load_tokenizer(tmp_path / name)
         assert isinstance(loaded, SentencePieceTokenizer)
         assert loaded.fingerprint == tokenizer.fingerprint
@@ -193,7 +196,12 @@ def test_bad_word_dictionaries(tmp_path: Path) -> None:
 def test_a_real_model(real_data: Path) -> None:
     path = real_data / "sentencepiece/cluecorpussmall_spm.model"
     tokenizer = SentencePieceTokenizer(path, do_lower_case=False)
-    assert [tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id] == [0, 1, 2, 3]
+    assert [
+        tokenizer.pad_token_id,
+        tokenizer.unk_token_id,
+        tokenizer.cls_token_id,
+        tokenizer.sep_token_id,
+    ] == [0, 1, 2, 3]
     processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
     lines = (real_data / "raw_text/CLUECorpusSmall_bert_sampled.txt").read_text(encoding="utf-8").split("\n")
     for line, encoding in zip(lines[:300], tokenizer.encode_batch(lines[:300]), strict=True):

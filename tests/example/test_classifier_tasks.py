@@ -117,6 +117,31 @@ class TestTasks:
         assert message in error
 
 
+class TestHeaders:
+    """A first line of other names is no example."""
+
+    @pytest.fixture
+    def data(self, tmp_path, write, texts):
+        def make(header):
+            for name in ("train", "dev"):
+                rows = (f"{text}\t{label}" for label, text in texts(24, seed=3))
+                write(tmp_path / f"data/{name}.tsv", header, "", *rows)
+
+        return make
+
+    def test_names_in_another_case(self, train, data, exported):
+        data("Text_A\tLABEL")
+        assert train().err.count("tsv: left out 1 empty lines") == 2
+        assert exported().processor().labels == ["0", "1"]
+
+    def test_unknown_names_are_refused(self, finetune, data, tmp_path):
+        data("review\tsentiment")
+        result = finetune("--data_dir", tmp_path / "data")
+        (error,) = result.errors
+        assert result.code == 1 and "train.tsv:1: the label 'sentiment' stands in no other line" in error
+        assert "--columns text_a,label" in error
+
+
 class TestJson:
     def test_pairs(self, finetune, tmp_path, texts, exported):
         """As AFQMC; its test set has no labels, and training data may be gzipped."""

@@ -57,12 +57,27 @@ def test_it_is_used_like_any_other(installed):
     assert done.returncode == 1 and "takes one text, this is a pair" in done.stderr
 
 
-@pytest.mark.parametrize("line", ["the hotel is fine", "the hotel is fine\tgood", "the hotel is fine\t1.5"])
-def test_a_bad_row_is_named(installed, line):
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("the hotel is fine", "expected 2 tab-separated cells: text_a, label"),
+        ("the hotel is fine\tgood", "expected a number, found 'good'"),
+        ("the hotel is fine\t1.5", "got the share 1.5; expected text<TAB>share, a share between 0 and 1"),
+    ],
+)
+def test_a_bad_row_is_named(installed, line, message):
     run, folder = installed
     (folder / "bad.tsv").write_text(f"the hotel is good\t0.9\n{line}\n", "utf-8")
     done = run(*run.train, "--train_set", "bad.tsv", "--restart")
-    assert done.returncode == 1 and "bad.tsv:2" in done.stderr and "share between 0 and 1" in done.stderr
+    assert done.returncode == 1 and "bad.tsv:2" in done.stderr and message in done.stderr
+
+
+def test_the_sample(installed):
+    run, folder = installed
+    for name, rows in (("train", 8), ("dev", 4)):
+        data = folder / "source" / "shares" / f"{name}.tsv"
+        done = run("-m", "ernie.commands.main", "evaluate", "output/best/inference", "--data", data)
+        assert json.loads(done.stdout)["n"] == rows, done.stderr
 
 
 def test_an_edit_is_not_answered_from_the_cache(installed):

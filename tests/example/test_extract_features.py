@@ -77,6 +77,20 @@ def test_texts_that_are_cut_are_counted(extract):
     assert "1 texts were cut to 4 tokens" in log
 
 
+def test_lines_that_cannot_be_read(extract):
+    lines = "好\n".encode() + b"\xff\nb\tc\td\na\n"
+    code, log, found = extract("--layers", "0", "--batch_size", 1, stdin=lines)
+    assert code == 1
+    assert "line 2: the line is not UTF-8 (invalid start byte at byte 0)" in log
+    assert "line 3: expected a text, or text_a<TAB>text_b, found 3 cells" in log
+    assert "2 of 4 lines could not be read" in log
+    assert np.isnan(found["cls_emb"]).all(axis=1).tolist() == [False, True, True, False]
+    assert found["lengths"].tolist() == [3, 0, 0, 3]
+    assert len(found["top_layer_emb"]) == len(found["layer_0_emb"]) == 6
+    code, _, found = extract(stdin=b"\xff\n")
+    assert code == 1 and found["top_layer_emb"].shape == (0, 16)
+
+
 @pytest.mark.parametrize(
     ("flags", "stdin", "code", "message"),
     [
@@ -85,8 +99,6 @@ def test_texts_that_are_cut_are_counted(extract):
         (["--max_seqlen", "100"], b"a\n", 2, "beyond the 32 positions"),
         (["--data_set", "missing.tsv"], b"", 1, "missing.tsv"),
         ([], b"", 1, "there is no text"),
-        ([], b"a\nb\tc\td\n", 1, "<stdin>:2: expected a text"),
-        ([], b"a\n\xff\n", 1, "<stdin>:2: byte 1 of the line is not UTF-8"),
         (["--pooling", "sum"], b"a\n", 2, "invalid choice"),
     ],
 )

@@ -154,6 +154,25 @@ def test_columns_in_bmes_counted_strictly(finetune, predict, tmp_path, write):
     assert [len(answer["tags"]) for answer in answers] == [1, 2, 1, 3, 100]
 
 
+@pytest.mark.parametrize("flags", [(), ("--data_format", "json")])
+def test_json_with_ids(finetune, predict, tmp_path, write, flags):
+    """As Hugging Face's data sets; `label_map.json` has the names."""
+    names = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
+    write(tmp_path / "data/label_map.json", json.dumps({name: i for i, name in enumerate(names)}))
+    for seed, (name, count) in enumerate({"train": 60, "dev": 20}.items()):
+        rows = [
+            json.dumps({"tokens": units, "ner_tags": list(map(names.index, tags))})
+            for units, tags in sentences(count, seed)
+        ]
+        write(tmp_path / "data" / f"{name}.jsonl", *rows)
+    result = finetune("--data_dir", tmp_path / "data", *flags, max_steps=60)
+    assert result.code == 0, result.err
+    assert "labels (BIO): O, B-LOC, I-LOC, B-PER, I-PER" in result.err
+    assert float(re.findall(EVALUATION, result.err)[0][0]) > 0.9
+    units, tags = next(sentences(1, 1))
+    assert predict([" ".join(units)]) == [" ".join(tags)]
+
+
 def test_scheme_and_format_by_flags(finetune, tmp_path, write):
     """Labels of `label_map.json`, in its order; a file that would pass for one with positions."""
     rows = [*("酒1 I-LOC", "店2 O", ""), *("好1 O", "差2 I-LOC", "")]
@@ -186,9 +205,16 @@ def test_sentence_piece_vocabulary(finetune, predict, data, tmp_path, write):
     assert result.err.count("unknown tokens: 0.00%") == 2
     assert len(predict(["家\x02酒\x02店"])[0].split("\x02")) == 3
     # Refused before it trains, but behind the report.
-    plain = finetune("--data_dir", data, "--vocab_file", vocab, flag, "False", max_steps=None)
+    frozen = {"freeze": "no.such.weight"}
+    plain = finetune("--data_dir", data, "--vocab_file", vocab, flag, "False", hparam=frozen)
     assert plain.code == 2 and plain.err.count("unknown tokens: 0.00%") == 0
     assert "unknown tokens: 8" in plain.err
+
+
+def test_the_bundle_of_another_task(call, bundle):
+    result = call("--do_predict", "--bundle", bundle, stdin=b"a\n")
+    assert result.code == 2 and result.out == ""
+    assert "is a bundle of the task 'classification', not of 'sequence_labeling'" in result.err
 
 
 BAD_FLAGS = {

@@ -97,7 +97,7 @@ class TestOneLineForEach:
                 assert answer.startswith("#error\t") and len(answer.split("\t")) == 2
         assert answers[4] == "#error\texpected one text without a tab, found 2 cells"
         assert answers[5].startswith("#error\tline 6 is not UTF-8 (")
-        assert "2 lines could not be answered" in result.err
+        assert "2 lines could not be answered: 5, 6\n" in result.err
 
     def test_jsonl_strict(self, call, bundle):
         result = call("--do_predict", "--bundle", bundle, "--format", "jsonl", "--strict", stdin=MIXED)

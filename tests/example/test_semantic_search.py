@@ -101,6 +101,20 @@ def test_a_model_that_is_taken_over(toy, demo, tmp_path):
     assert not (tmp_path / "index").exists()
 
 
+def test_lines_that_are_no_text(toy, demo, tmp_path):
+    (tmp_path / "lines.txt").write_bytes(b"bad\n\xff\xfe bad\nnever again\n")
+    done = demo("index", "--input", str(tmp_path / "lines.txt"))
+    assert done.returncode == 1 and "3 lines in" in done.stderr and "1 of them not read" in done.stderr
+    assert "line 2: the line is not UTF-8 (invalid start byte at byte 0)" in done.stderr
+    assert rows(demo("query", "never again", "-k", "1").stdout)[0][2:] == ["3", "never again"]
+    command = [sys.executable, "example/semantic_search.py", "query", "--index", str(tmp_path / "index")]
+    found = subprocess.run(
+        [*command, "--port", str(toy.port), "-k", "1"], input=b"\xff\nbad\n", capture_output=True, timeout=60
+    )
+    assert found.returncode == 0 and b"line 1: the line is not UTF-8" in found.stderr
+    assert found.stdout.startswith(b"\n1\t")
+
+
 def test_an_empty_file(indexed, tmp_path):
     (tmp_path / "lines.txt").write_text("")
     assert indexed("index", "--input", str(tmp_path / "lines.txt")).returncode == 0

@@ -77,7 +77,7 @@ def test_numerics_are_checked_and_the_best_is_exported(finetune, tmp_path):
 
 
 def test_find_learning_rate_prints_and_leaves_nothing(finetune, tmp_path):
-    result = finetune("--find_learning_rate")
+    result = finetune("--find_learning_rate", run_config={"max_steps": None})
     assert result.code == 0, result.err
     lines = result.out.splitlines()
     assert lines[0].split() == ["rate", "loss"]
@@ -114,12 +114,20 @@ def test_other_data_is_refused(finetune, workplace, tmp_path, write):
     assert "--restart" in result.errors[0]
 
 
+def test_a_default_that_is_given_later_has_not_changed(finetune):
+    assert finetune().code == 0
+    result = finetune(run_config={"max_steps": 3}, hparam={"warmup_proportion": 0.1, "weight_decay": 0.02})
+    changed = [line.partition("started: ")[2] for line in result.err.splitlines() if "changed since" in line]
+    assert changed == ["run_config.max_steps: 2 -> 3", "hparams.weight_decay: 0.01 -> 0.02"]
+
+
 @pytest.mark.parametrize(
     ("flags", "hparams", "message"),
     [
         (("--nproc", "0"), {}, "--nproc is '0'; expected auto, or a number"),
         ((), {"layer_decay": 0}, "layer_decay"),
         ((), {"freeze": "encoder.nothing.*"}, "encoder.nothing.*"),
+        (("--train_set", "none"), {"batch_size": 0}, "batch_size must be"),  # before the data are looked at
         ((), {"fgm_epsilon": -1}, "fgm_epsilon"),
         ((), {"r_drop": 1, **NO_DROPOUT}, "dropout"),
     ],

@@ -46,6 +46,18 @@ def rows(reviews):
     return {name: [tuple(line.split("\t")) for line in found[1:-1]] for name, found in lines.items()}
 
 
+@pytest.mark.parametrize(("flag", "code", "text"), [("--help", 0, "Everything"), ("-x", 2, "got -x")])
+def test_flags_of_the_whole(root, tmp_path, flag, code, text):
+    done = subprocess.run(
+        ["bash", root / "script/quickstart.sh", flag],
+        env={**os.environ, "QUICKSTART_DIR": str(tmp_path / "out")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code and text in done.stdout + done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 class TestReviews:
     def test_same_seed_same_files(self, scripts, reviews, tmp_path):
         names = sorted(path.name for path in reviews.iterdir())
@@ -74,11 +86,11 @@ class TestReviews:
 
     def test_vocabulary_covers_all(self, reviews, rows):
         tokenizer = load_tokenizer(None, vocab_file=reviews / "vocab.txt")
-        assert tokenizer.pad_id == 0
+        assert tokenizer.pad_token_id == 0
         for name, found in rows.items():
             encodings = tokenizer.encode_batch([text for _, text in found])
             ids = np.concatenate([encoding.input_ids for encoding in encodings])
-            assert (ids == tokenizer.unk_id).mean() < 0.01, name
+            assert (ids == tokenizer.unk_token_id).mean() < 0.01, name
             assert max(encoding.num_tokens for encoding in encodings) <= 64, name
 
     def test_a_word_alone_does_not_tell(self, rows):

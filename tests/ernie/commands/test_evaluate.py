@@ -109,6 +109,16 @@ def of_training(model, dataset):
     return {name: pytest.approx(value, abs=1e-6) for name, value in results.items() if name != "loss"}
 
 
+def test_a_folder_of_several_sets(tmp_path):
+    for name in ("train.tsv", "dev.jsonl", "notes.txt"):
+        (tmp_path / name).write_text("a\t1\n")
+    (tmp_path / "test").mkdir()
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    with pytest.raises(ConfigError, match="name one of these in it: dev.jsonl, test, train.tsv"):
+        evaluate.run(parser.parse_args(["BUNDLE", "--data", str(tmp_path)]))
+
+
 @pytest.mark.parametrize("candidates", ["all", "given"])
 def test_a_retriever(made, run, write, candidates):
     model, processor, _ = made("retrieval")

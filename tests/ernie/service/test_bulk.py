@@ -52,7 +52,7 @@ def leftovers(folder):
 
 @pytest.mark.parametrize("flags", [(), ("--batch_size", "7"), ("--vocab", "VOCAB"), ("--prompt", "query")])
 def test_a_file(toy, tmp_path, flags):
-    toy.tokenizer.save(tmp_path / "tokenizer")
+    toy.tokenizer.save_pretrained(tmp_path / "tokenizer")
     flags = [str(tmp_path / "tokenizer" / "vocab.txt") if flag == "VOCAB" else flag for flag in flags]
     lines = words(500)
     source = write_lines(tmp_path / "in.txt", lines)
@@ -338,7 +338,7 @@ def test_what_stopped_a_run_is_said(toy, unfinished, capsys):
     ],
 )
 def test_other_options_are_refused(toy, unfinished, tmp_path, flags, message):
-    toy.tokenizer.save(tmp_path)
+    toy.tokenizer.save_pretrained(tmp_path)
     flags = [str(tmp_path) if flag == "VOCAB" else flag for flag in flags]
     with pytest.raises(ConfigError, match=message):
         encode(toy, tmp_path / "in.txt", unfinished, *flags)

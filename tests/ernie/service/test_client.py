@@ -32,7 +32,7 @@ ODD = [
 
 @pytest.fixture
 def vocab_file(toy, tmp_path):
-    toy.tokenizer.save(tmp_path)
+    toy.tokenizer.save_pretrained(tmp_path)
     return tmp_path / "vocab.txt"
 
 
@@ -226,7 +226,7 @@ def test_a_vocabulary_takes_the_settings_of_the_server(toy, toy_of, tmp_path):
     vocab = toy.tokenizer.vocab
     cased = WordPieceTokenizer(dict(vocab), do_lower_case=False, tokenize_chinese_chars=False)
     toy = toy_of(tokenizer=cased)
-    cased.save(tmp_path)
+    cased.save_pretrained(tmp_path)
     texts = ["Place", "place", "é"]
     with ErnieClient(tmp_path / "vocab.txt", port=toy.port) as client:
         np.testing.assert_array_equal(client(texts), toy.vectors(texts))
@@ -236,7 +236,7 @@ def test_a_vocabulary_takes_the_settings_of_the_server(toy, toy_of, tmp_path):
 
 def test_other_settings_are_named(toy, tmp_path):
     own = WordPieceTokenizer(dict(toy.tokenizer.vocab), do_lower_case=False)
-    own.save(tmp_path)
+    own.save_pretrained(tmp_path)
     for vocab in (own, tmp_path):
         with ErnieClient(vocab, port=toy.port) as client:
             with pytest.raises(ConfigError) as caught:

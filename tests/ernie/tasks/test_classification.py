@@ -282,7 +282,7 @@ class TestLabels:
     @pytest.mark.parametrize(
         ("raw", "message"),
         [
-            ({"text": "good"}, "expected a text as 'text_a', found an example of text"),
+            ({"text": "good"}, "the text 'text_a' is missing; the example has 'text'"),
             ({"text_a": 5}, "expected a text as 'text_a', found 5"),
         ],
     )

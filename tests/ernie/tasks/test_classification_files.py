@@ -8,7 +8,13 @@ import logging
 
 import pytest
 
-from ernie.tasks.classification_files import Layout, label_text, read_classification, read_parts
+from ernie.tasks.classification_files import (
+    Layout,
+    begins_with_example,
+    label_text,
+    read_classification,
+    read_parts,
+)
 from propeller.errors import DataError
 
 
@@ -155,6 +161,20 @@ class TestJson:
         text = json.dumps(row) + "\n" + json.dumps({**row, "label": "neutral"})
         assert [raw["label"] for raw in read(text, name="ocnli.json")] == ["neutral"]
 
+    @pytest.mark.parametrize("indent", [None, 1])
+    def test_an_array(self, read, tmp_path, indent):
+        rows = [
+            {"sentence": "a\tb", "label": 1},
+            {"sentence": "c", "label": 0},
+            {"sentence": "d", "label": 1},
+        ]
+        expected = [{"text_a": row["sentence"], "label": str(row["label"])} for row in rows]
+        assert read(json.dumps(rows, indent=indent), name="x.json") == expected
+        dataset = read_classification(tmp_path / "x.json")
+        (_, position), *_ = dataset.iterate()
+        assert [raw for raw, _ in dataset.iterate(position)] == expected[1:]
+        assert dataset.signature() == read_classification(tmp_path / "x.json").signature()
+
     def test_gzipped(self, tmp_path):
         path = tmp_path / "x.jsonl.gz"
         path.write_bytes(gzip.compress(b'{"sentence": "a", "label": 1}\n'))
@@ -177,7 +197,11 @@ class TestJson:
             ('{"sentence": 5, "label": 1}', "x.json:1: 'text_a' is 5; expected a text"),
             ('{"sentence": "a", "label": {}}', "x.json:1: the label is {}; expected a text or a number"),
             ('{"sentence": "a", "label": ""}', "x.json:1: the label is empty"),
-            ('[{"sentence": "a"}]', "x.json:1: does not begin with a JSON object"),
+            ("sentence\tlabel\n", "x.json:1: the line is no JSON: .* Expected one object a line"),
+            ('[{"sentence": "a"}]', "x.json, object:1: the object has no 'label'"),
+            ('[{"sentence": "a", "label": 1},\n{"sen', "x.json:2: no JSON: .* was it cut short"),
+            ('["a"]', "x.json: item 1 of the array is 'a'; expected an object"),
+            ("[]", "x.json: holds no object"),
             ("", "x.json: is empty"),
         ],
     )
@@ -195,6 +219,15 @@ def test_parts_one_after_the_other(tmp_path):
     (folder / "part-2").write_text("c\td\t0\n")
     with pytest.raises(DataError, match="part-2: has the columns text_a, text_b, label, the examples before"):
         list(read_parts(folder, read_classification))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a\t1\n", True), ("review\tsentiment\n", True), ("Text\tLABEL\n", False), ('{"text": "a"}\n', False)],
+)
+def test_whether_a_file_begins_with_an_example(tmp_path, text, expected):
+    (tmp_path / "x").write_text(text)
+    assert begins_with_example(tmp_path / "x", Layout()) is expected
 
 
 def test_a_resume_goes_on_behind_what_was_left_out(tmp_path):

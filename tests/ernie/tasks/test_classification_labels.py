@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 
 import numpy as np
 import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
+from ernie.tasks.classification_files import Layout, begins_with_example, read_classification
 from ernie.tasks.classification_labels import LabelCounts, class_weights, find_labels, number_labels
-from propeller.errors import ConfigError
+from propeller.errors import ConfigError, DataError
 
 
 def counted(*labels):
@@ -86,6 +88,78 @@ def test_a_label_map_is_spelt_as_the_files_are_read(tmp_path):
     (tmp_path / "label_map.json").write_text('{"": 1, "a": 0}')
     with pytest.raises(ConfigError, match="label_map.json: the label is empty"):
         find_labels(tmp_path / "train.tsv", counted())
+
+
+class TestFirstLines:
+    """A header that is not known as one would be an example, and its label a class."""
+
+    @pytest.mark.parametrize(
+        "others",
+        [["0", "1"], ["0.5"], ["1"] * 3, ["good", "bad"] * 10],
+        ids=["ints", "float", "int", "words"],
+    )
+    def test_a_header_is_refused(self, tmp_path, others):
+        path, found = tmp_path / "train.tsv", counted("sentiment", *others)
+        message = "train.tsv:1: the label 'sentiment' stands in no other line.*--columns text_a,label"
+        with pytest.raises(DataError, match=message):
+            find_labels(path, found, firsts={path: "sentiment"})
+
+    def test_so_it_is_in_every_part(self, tmp_path):
+        parts = {tmp_path / name: "sentiment" for name in ("a", "b")}
+        with pytest.raises(DataError, match="a:1: the label 'sentiment'"):
+            find_labels(tmp_path, counted("sentiment", "0", "sentiment", "1"), firsts=parts)
+        labels = find_labels(tmp_path, counted("x", "0", "x", "x"), firsts={path: "x" for path in parts})
+        assert labels == ["0", "x"]
+
+    @pytest.mark.parametrize("others", [["b"] * 20 + ["c"], ["b", "c"], ["a", "0"], []])
+    def test_an_example_is_none(self, tmp_path, others, caplog):
+        """Another label stands once, too, or this one twice."""
+        path = tmp_path / "train.tsv"
+        assert "a" in find_labels(path, counted("a", *others), firsts={path: "a"})
+        assert not caplog.records
+
+    def test_a_number_is_no_name(self, tmp_path):
+        path = tmp_path / "train.tsv"
+        assert find_labels(path, counted("2", *["0", "1"] * 20), firsts={path: "2"}) == ["0", "1", "2"]
+
+    def test_what_is_not_sure_is_a_warning(self, tmp_path, caplog):
+        path = tmp_path / "train.tsv"
+        find_labels(path, counted("sentiment", *["good", "bad"] * 3), firsts={path: "sentiment"})
+        assert "train.tsv:1: the label 'sentiment' stands in no other line" in caplog.text
+
+    def test_who_says_that_it_is_a_label_is_believed(self, tmp_path):
+        path, found = tmp_path / "train.tsv", counted("sentiment", "0", "1")
+        assert find_labels(path, found, 3, firsts={path: "sentiment"}) == ["0", "1", "sentiment"]
+        (tmp_path / "label_map.json").write_text('{"sentiment": 0, "0": 1, "1": 2}')
+        assert find_labels(path, found, firsts={path: "sentiment"}) == ["sentiment", "0", "1"]
+
+    @pytest.mark.parametrize(
+        ("name", "cells"),
+        [
+            ("lcqmc/dev.tsv", None),
+            ("lcqmc/test.tsv", None),
+            ("glue/CoLA/train.tsv", ("_", "label", "_", "text_a")),
+            ("glue/CoLA/dev.tsv", ("_", "label", "_", "text_a")),
+        ],
+    )
+    def test_real_files(self, real_data, name, cells, caplog):
+        path, layout = real_data / name, Layout(cells=cells)
+        assert begins_with_example(path, layout)
+        raws = list(read_classification(path, layout))
+        assert find_labels(path, LabelCounts.of(raws), firsts={path: raws[0]["label"]}) == ["0", "1"]
+        assert not caplog.records
+
+
+def test_labels_that_look_like_texts(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "ernie"):
+        find_labels(tmp_path / "train.tsv", counted(*map(str, range(9))))
+        find_labels(tmp_path / "train.tsv", counted(*[f"l{i}" for i in range(40)] * 2))
+        assert not caplog.records
+        find_labels(tmp_path / "train.tsv", counted(*(f"text {i}" for i in range(40))))
+    (record,) = caplog.records
+    assert re.search(
+        r"train.tsv: 40 labels in 40 rows look like.*--columns label,text_a", record.getMessage()
+    )
 
 
 class TestWeights:

@@ -57,7 +57,7 @@ def make(tokenizer):
         paddle.seed(3)
         config = ErnieConfig(
             vocab_size=tokenizer.vocab_size, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-            max_position_embeddings=24, pad_token_id=tokenizer.pad_id, initializer_range=0.3,
+            max_position_embeddings=24, pad_token_id=tokenizer.pad_token_id, initializer_range=0.3,
             hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         )  # fmt: skip
         processor = DualEncoderProcessor(tokenizer, settings)

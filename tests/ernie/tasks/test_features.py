@@ -69,7 +69,7 @@ def test_features_are_those_of_the_model(extractor, alone, tmp_path):
     ]  # fmt: skip
     assert cls.dtype == top.dtype == np.float32
     assert lengths.dtype == np.int64
-    assert done == (len(RAWS), lengths.sum(), 1)
+    assert done == (len(RAWS), lengths.sum(), 1, 0)
     ends = np.cumsum(lengths)[:-1]
     for number, raw in enumerate(RAWS):
         output = alone(raw)

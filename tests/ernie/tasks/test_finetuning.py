@@ -112,6 +112,25 @@ class TestDataFiles:
             ("test", tmp_path / "test.tsv.gz"),
         ]
 
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ("cmrc2018_train.json.gz", "cmrc2018_dev.json.gz"),
+            ("weiboNER_2nd_conll.train", "weiboNER_2nd_conll.dev", "weiboNER_2nd_conll.test"),
+            ("train-v2.0.json", "dev-v2.0.json"),
+            ("eng.train", "eng.testa", "eng.testb"),
+        ],
+    )
+    def test_as_they_are_downloaded(self, tmp_path, names):
+        for name in (*names, "README.md"):
+            (tmp_path / name).touch()
+        found = DataFiles.of(parse("--data_dir", tmp_path)).items()
+        assert found == [
+            (name, tmp_path / file) for name, file in zip(("train", "dev", "test"), names, strict=False)
+        ]
+        (tmp_path / "train.tsv").touch()
+        assert DataFiles.of(parse("--data_dir", tmp_path)).train == tmp_path / "train.tsv"
+
     def test_a_flag_wins_and_test_may_be_missing(self, tmp_path):
         for name in ("train.tsv", "dev.tsv", "other"):
             (tmp_path / name).touch()
@@ -122,7 +141,14 @@ class TestDataFiles:
         ("there", "flags", "message"),
         [
             ([], [], r"No train data: .*--train_set FILE.*train/ or train.tsv .*\(now None\)"),
-            (["train.tsv"], ["--data_dir", "."], r"No dev data: .*dev/ or dev.tsv .*\(now \.\)"),
+            (["train.tsv"], ["--data_dir", "."], r"No dev data: .*dev/ .*\(now \., which holds train.tsv\)"),
+            ([], ["--data_dir", "."], r"No train data: .*\(now \., which holds nothing\)"),
+            ([f"f{i:02}" for i in range(22)], ["--data_dir", "."], r"holds f00, .*, f19 and 2 more\)"),
+            (
+                [f"{name}.json" for name in ("cmrc2018_train", "DRCD_training")],
+                ["--data_dir", "."],
+                "holds DRCD_training.json and cmrc2018_train.json; remove all but one",
+            ),
             (["train.tsv"], ["--train_set", "train.tsv", "--dev_set", "d"], "--dev_set d does not exist"),
             (["dev.tsv", "train.tsv", "train.tsv.gz"], ["--data_dir", "."], "train.tsv and train.tsv.gz"),
         ],

@@ -43,7 +43,7 @@ def make(tokenizer):
             "num_attention_heads": 2,
             "max_position_embeddings": 12,
             "initializer_range": 0.3,
-            "pad_token_id": tokenizer.pad_id,
+            "pad_token_id": tokenizer.pad_token_id,
         }
         config = ErnieConfig(**{**given, **dict(sizes)})
         processor = ClassificationProcessor(tokenizer, labels, max_seqlen=max_seqlen, pair=False)
@@ -67,7 +67,7 @@ def test_outputs_do_not_depend_on_neighbours_and_padding(make):
     assert together.shape == (3, 3) and together.dtype == np.float32
     alone = [model(batch_of(model, processor, [text], [0]).features)["logits"].numpy()[0] for text in texts]
     np.testing.assert_allclose(together, alone, atol=1e-6)
-    assert model.inputs[0].pad_value == processor.tokenizer.pad_id == 7
+    assert model.inputs[0].pad_value == processor.tokenizer.pad_token_id == 7
 
 
 def test_cross_entropy_is_summed(make):

@@ -206,6 +206,52 @@ def broken_line(number, content):
     return "\n".join(lines)
 
 
+def row(name, *answers, **more):
+    """A question as a row of Hugging Face's data sets; answers are (text, start)."""
+    found = {"text": [text for text, _ in answers], "answer_start": [start for _, start in answers]}
+    return {"id": name, "title": "t", "context": CONTEXT, "question": "哪里？", "answers": found, **more}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda rows: rows,
+        lambda rows: json.dumps(rows),
+        lambda rows: {"version": 1, "data": rows},
+        lambda rows: "\n".join(map(json.dumps, rows)) + "\n\n",
+        lambda rows: "\ufeff" + "\n".join(map(json.dumps, rows)),
+    ],
+    ids=["array", "array in a line", "data", "lines", "lines with a byte order mark"],
+)
+def test_rows_of_hugging_face(write, form):
+    rows = [
+        row("a", ("首都", 3), ("上海", 6)),
+        row("b"),
+        row("c", answers=None),
+        row("d", is_impossible=False),
+        row("e", answers=[{"text": "东边", "answer_start": 0}]),
+        row("f", question='"paragraphs"'),
+    ]
+    path = write(form(rows))
+    raws = list(read_mrc(path))
+    assert raws[0]["answers"] == [{"text": "首都", "answer_start": 3}, {"text": "上海", "answer_start": 6}]
+    assert raws[0]["question"] == "哪里？" and raws[0]["context"] == CONTEXT
+    assert [raw["is_impossible"] for raw in raws] == [False, True, False, False, False, True]
+    assert raws[4]["answers"] == [{"text": "东边", "answer_start": 9}]
+    assert mrc_report(path) == MrcReport(
+        questions=6, impossible=2, unlabelled=2, answers=3, misplaced=1, repaired=1
+    )
+
+
+def test_answers_as_the_file_has_them(write, caplog):
+    path = write(squad(question("a", ("首都", 4)), question("b", ("广州", 0), ("北京", -1))))
+    starts = [[answer["answer_start"] for answer in raw["answers"]] for raw in read_mrc(path, mend=False)]
+    assert starts == [[4], [0, -1]]
+    assert not caplog.records
+    with pytest.raises(DataError, match="holds no question"):
+        list(read_mrc(write({"data": []}), mend=False))
+
+
 GOOD = squad(question("a"), question("b"))
 
 
@@ -214,7 +260,7 @@ GOOD = squad(question("a"), question("b"))
     [
         ("\n".join(json.dumps(GOOD, indent=1).split("\n")[:12]), 12, "cut short"),
         (json.dumps(GOOD)[:-80], 1, "cut short"),
-        ("question\tcontext\n", 1, "expected a file as SQuAD, CMRC2018, DRCD or DuReader have it"),
+        ("question\tcontext\n", 1, "expected a file as SQuAD, CMRC2018, DRCD, DuReader or Hugging Face have"),
         (broken_line(1, "question\tcontext"), 2, "is it damaged"),
         (json.dumps(GOOD, indent=1).replace(":", "", 1), 2, "is it damaged"),
         (json.dumps(GOOD) + "\n{}", 2, "Extra data"),
@@ -239,7 +285,28 @@ GOOD = squad(question("a"), question("b"))
         (squad(question("x", ("首都", 3.5))), None, "expected a whole number"),
         (squad(question("x", (None, 3))), None, "'text' is null"),
         (squad({**question("x"), "answers": [{"text": "首都"}]}), None, "has no 'answer_start'"),
-        (squad({**question("x"), "answers": {"text": []}}), None, "'answers' is dict"),
+        (
+            squad({**question("x"), "answers": {"text": []}}),
+            None,
+            r"answers has no 'answer_start', but 'text'",
+        ),
+        (squad({**question("x"), "answers": "首都"}), None, "'answers' is str"),
+        ([row("x", ("首都", "3"))], None, r"^\S+: \[0\] \(id 'x'\).answers\[0\]: 'answer_start' is '3'"),
+        (
+            [row("x", answers={"text": ["a"], "answer_start": []})],
+            None,
+            "has 0 items and 'text' 1; expected as",
+        ),
+        ([row("x", answers={"text": [None], "answer_start": [3]})], None, r"answers.text\[0\] is null"),
+        ([{"question": "?", "id": "x"}], None, r"\[0\] has no 'context', but 'question', 'id'"),
+        (
+            [{"title": "t"}],
+            None,
+            r"\[0\] is dict .*; expected an object with 'paragraphs', as SQuAD has it, 'c",
+        ),
+        ({"data": ["a"]}, None, r"data\[0\] is str 'a'; expected an object with 'paragraphs'"),
+        (json.dumps(row("x")) + '\n{"id": "y"}', 2, "the question has no 'context', but 'id'"),
+        (json.dumps(row("x")) + "\n" + json.dumps(row("x")), 2, "'x' stands twice, at line 1 and at line 2"),
         (squad(question("x", is_impossible="no")), None, "'is_impossible' is 'no'"),
         (
             squad(question("x", ("首都", 3), is_impossible=True)),

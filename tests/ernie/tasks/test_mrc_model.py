@@ -54,7 +54,7 @@ def make(processor):
             "num_attention_heads": 2,
             "max_position_embeddings": 16,
             "initializer_range": 0.5,
-            "pad_token_id": processor.tokenizer.pad_id,
+            "pad_token_id": processor.tokenizer.pad_token_id,
         }
         config = ErnieConfig(**{**given, **sizes})
         model = MrcModel(

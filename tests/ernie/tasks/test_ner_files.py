@@ -82,6 +82,10 @@ class TestFormats:
     def test_no_header(self, write, text):
         assert plain(read_ner(write(text.split("\n", 1)[1]))) == EXPECTED[text]
 
+    def test_a_header_in_another_case(self, write):
+        path = write("Text_A\tLabel\nhi\tO\n")
+        assert plain(read_ner(path)) == [(["hi"], "O", "")] and has_labels(path)
+
     def test_header_in_another_order(self, write):
         text = "id\tlabels\ttext\n7\tO B-LOC\tin Rome\n"
         assert plain(read_ner(write(text))) == [(["in", "Rome"], "O B-LOC", " ")]
@@ -125,6 +129,72 @@ class TestFormats:
     )
     def test_split_units(self, line, units, separator):
         assert split_units(line) == (units, separator)
+
+
+LISTS = [
+    {"tokens": ["in", "New", "York"], "ner_tags": ["O", "B-LOC", "I-LOC"]},
+    {"tokens": ["hi"], "ner_tags": ["O"]},
+]
+CHARACTERS = [{"text": list("海钓"), "labels": ["O", "B-X"]}, {"text": ["好"], "labels": ["O"]}]
+OF_LISTS = [(["in", "New", "York"], "O B-LOC I-LOC", " "), (["hi"], "O", " ")]
+OF_CHARACTERS = [(["海", "钓"], "O B-X", ""), (["好"], "O", "")]
+
+
+class TestJson:
+    @pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.txt", "x"])
+    @pytest.mark.parametrize(("rows", "expected"), [(LISTS, OF_LISTS), (CHARACTERS, OF_CHARACTERS)])
+    def test_lists(self, write, name, rows, expected):
+        path = write("\n".join(map(json.dumps, rows)) + "\n\n", name)
+        assert plain(read_ner(path)) == expected and has_labels(path)
+
+    def test_an_array(self, write):
+        path = write(json.dumps(LISTS, indent=1), "x.json")
+        assert plain(read_ner(path)) == plain(read_ner(path, format="json")) == OF_LISTS
+        assert find_tags(path) == NerTags(["O", "B-LOC", "I-LOC"], "BIO", False)
+
+    @pytest.mark.parametrize("text", [JOINED, SPACED])
+    def test_texts(self, write, text):
+        rows = [
+            dict(zip(("text_a", "label"), line.split("\t"), strict=True)) for line in text.splitlines()[1:]
+        ]
+        assert plain(read_ner(write("\n".join(map(json.dumps, rows)), "x.jsonl"))) == EXPECTED[text]
+
+    def test_ids_with_names(self, write):
+        path = write('{"tokens": ["in", "Rome"], "ner_tags": [1, 0]}\n', "x.jsonl")
+        assert plain(read_ner(path, labels=["B-LOC", "O"])) == [(["in", "Rome"], "O B-LOC", " ")]
+        write('{"B-LOC": 0, "O": 1}', "label_map.json")
+        assert find_tags(path).labels == ["B-LOC", "O"]
+
+    def test_without_labels(self, write):
+        assert not has_labels(write('{"tokens": ["in"]}\n{"tokens": ["in"], "ner_tags": null}\n', "x.jsonl"))
+
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            ({"tokens": ["a"], "ner_tags": [3]}, "a label is the number 3; expected a tag.* label_map.json"),
+            ({"tokens": ["a"], "ner_tags": [None]}, "a label is None; expected a tag, such as B-PER"),
+            ({"tokens": ["a"], "ner_tags": [True]}, "a label is True"),
+            ({"tokens": ["a"], "ner_tags": ["PER"]}, "'PER' is no tag"),
+            ({"tokens": ["a", "b"], "ner_tags": ["O"]}, r"found 2 units \(a b\) and 1 labels \(O\)"),
+            ({"tokens": ["a", 3], "ner_tags": ["O", "O"]}, r"the units are \['a', 3\]; expected texts"),
+            ({"tokens": [], "ner_tags": []}, "the text is empty"),
+            (
+                {"words": ["a"], "ner_tags": ["O"]},
+                "has no 'text_a' .or 'text', 'tokens'.; it has 'words', 'n",
+            ),
+            ({"tokens": ["a"]}, "the object has no 'label'"),
+            ({"text": "a", "label": {"name": {}}}, "'label' is {'name': {}}; expected a list, or a text"),
+        ],
+    )
+    def test_malformed(self, write, row, message):
+        path = write("\n" + json.dumps(row), "x.jsonl")
+        with pytest.raises(DataError, match=f"^{path}:2: .*{message}"):
+            list(read_ner(path))
+
+    def test_an_id_beyond_the_names(self, write):
+        path = write('{"tokens": ["a"], "ner_tags": [2]}', "x.jsonl")
+        with pytest.raises(DataError, match="x.jsonl:1: a label is the number 2, but there are 2 labels"):
+            list(read_ner(path, labels=["O", "B-X"]))
 
 
 class TestPositions:
@@ -204,7 +274,10 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"format": "conl"}, r"The format is 'conl'; expected tsv, conll, weibo. Did you mean 'conll'\?"),
+            (
+                {"format": "conl"},
+                r"The format is 'conl'; expected tsv, conll, weibo, json. Did you mean 'conll'\?",
+            ),
             ({"scheme": "BILOU"}, "'BILOU' is no tagging scheme"),
             ({"columns": ["text", "label"]}, r"The columns name 'text'; .* Did you mean 'text_a'\?"),
             ({"columns": ["text_a", "_"]}, "The columns are text_a, _; expected text_a and label once each"),

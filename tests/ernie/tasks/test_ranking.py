@@ -110,13 +110,24 @@ def test_bad_settings(make):
             RankingLoss.of(HParams({"margin": margin}))
 
 
-def test_report():
+def groups(name, *labels):
     rows = [
         {"input_ids": np.zeros(3), "label": label, "candidate": place}
-        for labels in ([1, 0, 0], [0])
-        for place, label in enumerate(labels)
+        for group in labels
+        for place, label in enumerate(group)
     ]
-    assert ranking_report({"dev": Groups("dev", Dataset.from_list(rows))}) == (
+    return {name: Groups(name, Dataset.from_list(rows))}
+
+
+@pytest.mark.parametrize(("name", "purpose"), [("train", "learn from"), ("dev", "choose the best model by")])
+def test_without_any_relevant_candidate(name, purpose):
+    with pytest.raises(DataError, match=f"The {name} set has no relevant candidate.* nothing to {purpose}"):
+        ranking_report(groups(name, [0, 0], [0]))
+    assert "relevant: 0.0%" in ranking_report(groups("test", [0, 0], [0]))
+
+
+def test_report():
+    assert ranking_report(groups("dev", [1, 0, 0], [0])) == (
         "dev: 2 queries, 4 rows, candidates a query: mean 2.0, most 3; relevant: 25.0%; queries without a "
         "relevant candidate: 1"
     )

@@ -105,6 +105,16 @@ def test_malformed_files(write, rows, message):
         list(read_ranking(write(*rows)))
 
 
+def test_empty_lines_do_not_shift_the_numbers_of_lines(write):
+    header = ["Text_A", "Text_B", "Label"]
+    path = write(header, ["who", "he", "0"], [], ["what", "it", "1"], [], ["what", "she", "0"])
+    assert [row[:2] for row in rows_of(path)] == [("data.tsv:2", 0), ("data.tsv:4", 0), ("data.tsv:4", 1)]
+    with pytest.raises(DataError, match="data.tsv:5: the query '1' has another text"):
+        list(read_pairs(write(["1", "who", "he", "1"], [], [], [], ["1", "what", "it", "0"])))
+    with pytest.raises(DataError, match="data.tsv:3: text_b is empty"):
+        list(read_pairs(write(["who", "he"], [], ["what", ""])))
+
+
 def test_files_without_labels(write):
     path = write(["qid", "text_a", "text_b"], ["1", "a", "b"])
     assert not has_labels(path) and has_labels(write(["1", "a", "b", "0"], name="other.tsv"))
@@ -176,6 +186,7 @@ def test_candidates_without_labels_are_no_right_pairs(write):
     with pytest.raises(DataError, match="data.tsv:1: has a column for the qid.* but none for labels"):
         read_pairs(path)
     assert not lacks_labels(write(["qid", "text_a", "text_b", "label"], ["1", "who", "he", "1"]))
+    assert lacks_labels(write(["QID", "text_a", "text_b"], ["1", "who", "he"]))
     path = write(["query_id", "query", "positive"], ["1", "who", "he"])
     assert not lacks_labels(path)
     assert list(read_pairs(path)) == [{"text_a": "who", "positives": ["he"], "negatives": []}]

@@ -70,6 +70,14 @@ def test_any_number_of_labels(make):
     assert train.endswith("labels: no 1, yes 3; 1.00 a row, 1 rows without")
 
 
+def test_a_long_label_is_cut(make):
+    labels = {
+        name: ["no" * 30 if label == "no" else label for label in found] for name, found in LABELS.items()
+    }
+    train, *_ = report(make(["no" * 30, "yes"]), labels=labels)
+    assert train.endswith(f"labels: {'no' * 20} 1, yes 3")
+
+
 def test_lone_surrogates_do_no_harm(make):
     lines = report(make(["no", "yes"]), shared={"train": ["\ud800"], "dev": ["\ud800"]})
     assert lines[-1] == "warning: 1 of 1 texts of dev also stand in train"

@@ -18,7 +18,7 @@ def test_units_are_looked_up(tmp_path):
     """Longest first; what begins a word at its beginning, the rest behind it; Chinese by the character."""
     plain = WordPieceTokenizer({token: index for index, token in enumerate(VOCABULARY)})
     tokenizer = over_sentence_pieces(plain)
-    tokenizer.save(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
     units = {
         "北": ["▁北"],
         "Unhappy": ["▁un", "happy"],
@@ -34,7 +34,7 @@ def test_units_are_looked_up(tmp_path):
         encoding = each.encode_units(list(units))
         found = [VOCABULARY[index] for index in encoding.input_ids.tolist()]
         assert found == ["[CLS]", *itertools.chain.from_iterable(units.values()), "[SEP]"]
-        assert (each.pad_id, each.vocab_size) == (0, len(VOCABULARY))
+        assert (each.pad_token_id, each.vocab_size) == (0, len(VOCABULARY))
 
 
 def test_a_real_model(real_data):
@@ -47,7 +47,9 @@ def test_a_real_model(real_data):
     encoding = tokenizer.encode_units(units)
     assert (encoding.words[1:-1] == range(len(units))).all()  # a token each
     unknown = {
-        unit for unit, index in zip(units, encoding.input_ids[1:-1], strict=True) if index == model.unk_id
+        unit
+        for unit, index in zip(units, encoding.input_ids[1:-1], strict=True)
+        if index == model.unk_token_id
     }
     assert "，" in unknown and len(unknown) < 0.02 * len(set(units))
     assert sum(f"\u2581{unit}" in model.vocab for unit in units) < 0.2 * len(units)

@@ -62,7 +62,10 @@ class TestWindows:
             list(range(start, start + 10)) for start in (0, 6, 12, 18, 20)
         ]
         for example in examples:
-            assert (example["input_ids"][0], example["input_ids"][-1]) == (TOKENIZER.cls_id, TOKENIZER.sep_id)
+            assert (example["input_ids"][0], example["input_ids"][-1]) == (
+                TOKENIZER.cls_token_id,
+                TOKENIZER.sep_token_id,
+            )
             found = TOKENIZER.convert_ids_to_tokens(example["input_ids"][1:-1])
             assert found == [units[unit] for unit in example["units"][1:-1]]
 
@@ -111,7 +114,7 @@ class TestWindows:
         assert [example["window"] for example in processor.prepare(labelled)] == [0, 0, 1, 2, 3]
         batch = pad_batch(processor.prepare(labelled), pad_values=processor.pad_values)
         assert batch["units"][0, 3:].tolist() == [-1] * 9 and batch["label"][0, 3:].tolist() == [NO_LABEL] * 9
-        assert batch["input_ids"][0, 3:].tolist() == [TOKENIZER.pad_id] * 9
+        assert batch["input_ids"][0, 3:].tolist() == [TOKENIZER.pad_token_id] * 9
 
     @pytest.mark.parametrize(
         ("raw", "message"),

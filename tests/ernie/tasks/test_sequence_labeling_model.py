@@ -29,7 +29,7 @@ LABELS = ["O", "B-X", "I-X"]
 PROCESSOR = SequenceLabelingProcessor(TOKENIZER, LABELS, max_seqlen=8, scheme="BIO")
 CONFIG = ErnieConfig(
     vocab_size=len(TOKENS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-    max_position_embeddings=16, initializer_range=0.3, pad_token_id=TOKENIZER.pad_id,
+    max_position_embeddings=16, initializer_range=0.3, pad_token_id=TOKENIZER.pad_token_id,
 )  # fmt: skip
 RAWS = [
     {"units": ["a", "b"], "labels": ["B-X", "I-X"]},

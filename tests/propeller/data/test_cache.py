@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from propeller.data import FeatureColumns, LabelColumn, RawColumn, TextColumn
+from propeller.data import FeatureColumns, LabelColumn, RawColumn, TextColumn, prepare_files
 from propeller.errors import ConfigError, DataError
 
 LINES = [f"text {index}\t{index % 2}" for index in range(7)]
@@ -432,3 +432,10 @@ def test_several_processes_build_it_once(tmp_path, cache_dir, root):
     ranks = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert "".join(rank.communicate()[0] for rank in ranks) == "built 7\n"
     assert [rank.returncode for rank in ranks] == [0, 0, 0]
+
+
+def test_no_file_at_all():
+    with pytest.raises(
+        ConfigError, match="the data set 'train' has an empty list of files; expected at least"
+    ):
+        prepare_files("train", [], columns().read, read_key="")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -50,6 +53,8 @@ FORMATS = {
         ["\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String", '1\t7\t8\tcalled " the witness " ,\t" only'],
         [{"text_a": 'called " the witness " ,', "text_b": '" only', "label": 1}],
     ),
+    "names in another case": (["Text_A\tLabel", "a\t1"], [{"text_a": "a", "label": 1}]),
+    "names in two cases": (["LABEL\tlabel\tTEXT_A", "7\t1\ta"], [{"text_a": "a", "label": 1}]),
     "two columns without a header": (["fine\t1"], [{"text_a": "fine", "label": 1}]),
     "empty lines at the end": (["a\t1", "", ""], [{"text_a": "a", "label": 1}]),
     "line separators of Unicode are data": (
@@ -139,7 +144,7 @@ def test_header_without_a_required_column(tmp_path):
             r":2: found 3 tab-separated cells \('b\\t1\\tc'\); expected 2 .*: text_a, label$",
         ),
         (["a\t1", "b"], r":2: found 1 tab-separated cell \('b'\); expected 2"),
-        (["text_a\tlabel", "a\t1", "", "b\t1"], r":3: found 1 tab-separated cell \(''\); expected 2"),
+        (["text_a\tlabel", "a\t1", "", "b"], r":4: found 1 tab-separated cell \('b'\); expected 2"),
         (["a\tone"], r":1: column 'label': expected an integer, found 'one'"),
         (["label\tx\ttext_a", "1\t\ta", "1.5\t\tb"], r":3: column 'label': expected an integer, found '1.5'"),
         (["a\t99999999999999999999"], r":1: column 'label': expected an integer"),
@@ -200,6 +205,45 @@ def test_empty_lines_of_a_single_column_are_examples(tmp_path):
     assert [example["text_a"] for example in dataset] == ["a", "", "b", ""]
 
 
+def test_empty_lines_between_others_are_counted(tmp_path, caplog):
+    dataset = columns().read(file_of(tmp_path, "label\ttext_a", "", "1\ta", "  ", "0\tb", "", ""))
+    with caplog.at_level(logging.INFO, "propeller"):
+        entries = list(dataset.iterate())
+        assert [example for example, _ in entries] == [
+            {"text_a": "a", "label": 1},
+            {"text_a": "b", "label": 0},
+        ]
+        assert [example for example, _ in dataset.iterate(entries[0][1])] == [entries[1][0]]
+        list(columns().read(tmp_path / "a.tsv"))
+    (record,) = caplog.records
+    assert record.getMessage() == f"{tmp_path / 'a.tsv'}: left out 2 empty lines"
+
+
+@pytest.mark.parametrize("file_columns", [None, ["text_a", "label"]])
+def test_commas_are_no_tabs(tmp_path, file_columns):
+    table = columns(file_columns=file_columns)
+    with pytest.raises(
+        DataError, match=r"a\.tsv:1: found 1 .*comma-separated file\? .*< FILE.csv > FILE.tsv$"
+    ):
+        table.read(file_of(tmp_path, "text,label", "a,1"))
+    for line in ("no comma", '{"text": "a", "label": 1}'):
+        with pytest.raises(DataError) as caught:
+            table.read(file_of(tmp_path, line))
+        assert "comma" not in str(caught.value).removeprefix(str(tmp_path)).replace(line, "")
+
+
+def test_what_makes_a_table_of_commas_one_of_tabs(tmp_path):
+    with pytest.raises(DataError) as caught:
+        columns().layout("text,label")
+    command = str(caught.value).partition("tab-separated one: ")[2]
+    (tmp_path / "FILE.csv").write_text('text_a,label\n"good,\n\tvery ""nice""",1\n\nbad,0\n', "utf-8")
+    command = command.replace("python ", f"{sys.executable} ")
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert [example["text_a"] for example in columns().read(tmp_path / "FILE.tsv")] == [
+        'good, very "nice"', "bad",
+    ]  # fmt: skip
+
+
 def test_a_tokenizer_that_fails_names_the_line(tmp_path):
     table = FeatureColumns([TextColumn("text", lambda text: [text[3]], {}, unk_id=0)])
     with pytest.raises(DataError, match=r"a\.tsv:2: .*IndexError") as caught:
@@ -212,6 +256,7 @@ def test_a_tokenizer_that_fails_names_the_line(tmp_path):
     [
         (lambda: FeatureColumns([]), "no column"),
         (lambda: FeatureColumns([RawColumn("a"), RawColumn("b", aliases=["a"])]), "two columns go by 'a'"),
+        (lambda: FeatureColumns([RawColumn("a"), RawColumn("A")]), "two columns go by 'A'"),
         (lambda: RawColumn("_"), "stands for a cell to skip"),
         (
             lambda: columns(file_columns=["text_a", "labl"]),

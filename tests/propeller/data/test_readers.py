@@ -6,7 +6,15 @@ import gzip
 
 import pytest
 
-from propeller.data import Dataset, DatasetReader, IterDataset, MapDataset, load_dataset, register_reader
+from propeller.data import (
+    Dataset,
+    DatasetReader,
+    IterDataset,
+    MapDataset,
+    load_dataset,
+    register_reader,
+    split_files,
+)
 from propeller.data import readers as module
 from propeller.errors import ConfigError, DataError
 
@@ -190,6 +198,15 @@ def test_a_file_that_is_not_there_is_named(root):
     with pytest.raises(DataError) as caught:
         load_dataset("words", splits="train", data_root=root)
     assert f"{root}: there is no words/train.txt or words/training.txt (.gz or not)" in str(caught.value)
+
+
+def test_files_of_a_data_set_whose_name_is_not_known(root):
+    folder = root / "words"
+    assert split_files("train", folder) == [folder / "training.txt"]
+    assert split_files("dev", folder) == [folder / "dev.txt.gz"] and split_files("test", folder) == []
+    (folder / "train").touch()  # a file of another data set
+    (folder / "train.txt").touch()
+    assert split_files("train", folder) == [folder / "train", folder / "train.txt"]
 
 
 def test_an_argument_that_nobody_knows():

@@ -484,6 +484,15 @@ def test_metrics_cannot_take_the_names_of_every_evaluation(toy, run_config, trai
         propeller.Learner(Clash, run_config(max_steps=1)).train(train_data, eval_datasets={"dev": dev_data})
 
 
+def test_a_start_that_does_nothing_is_not_remembered(toy, run_config, train_data, caplog):
+    for max_steps in (4, 2, 4, 6):
+        with caplog.at_level("INFO", logger="propeller"):
+            propeller.Learner(toy, run_config(max_steps=max_steps)).train(train_data)
+    assert sum("nothing to do" in message for message in caplog.messages) == 2
+    (change,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert change.endswith("run_config.max_steps: 4 -> 6")
+
+
 def test_what_changed_since_the_last_start_is_said(toy, run_config, train_data, caplog):
     propeller.Learner(toy, run_config(max_steps=2), {"dropout": 0.1}).train(train_data)
     with caplog.at_level("WARNING", logger="propeller"):

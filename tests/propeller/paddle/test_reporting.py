@@ -27,6 +27,14 @@ def clock(monkeypatch):
     return now
 
 
+def test_the_last_step_is_logged_before_its_evaluation(toy, run_config, train_data, dev_data, caplog):
+    caplog.set_level(logging.INFO, logger="propeller")
+    config = run_config(max_steps=5, log_steps=4)
+    propeller.Learner(toy, config).train(train_data, eval_datasets={"dev": dev_data})
+    told = [text.split(",")[0].split(":")[0] for text in caplog.messages if text.startswith(("step", "[dev"))]
+    assert told == ["step", "step", "[dev evaluation] loss"]
+
+
 def test_log_lines_give_speed_and_time_left(run_config, clock, caplog, metrics_of):
     caplog.set_level(logging.INFO, logger="propeller")
     config = run_config(log_steps=4, max_steps=8)

@@ -20,6 +20,9 @@ def test_devices():
     for name in ("nonsense", "npu:99", "cpu:x"):
         with pytest.raises(ConfigError, match=rf"device '{name}' cannot be used .* Devices here: cpu"):
             set_device(name)
+    for name in ("gpu:99", "gpu:x"):
+        with pytest.raises(ConfigError, match=f"^device is '{name}', but (this Paddle|Paddle sees)"):
+            set_device(name)
 
 
 STUB = """
@@ -77,14 +80,25 @@ def test_paddle_imported_first_is_said_once(with_stub):
     )
     assert done.stdout == "False\n"
     assert done.stderr.count("RuntimeWarning: Paddle was imported before propeller.paddle") == 1
-    assert (
-        "GLOG_minloglevel" in done.stderr and "OMP_NUM_THREADS. Import propeller.paddle first" in done.stderr
-    )
-    quiet = with_stub(
-        "import paddle; import propeller.paddle.runtime",
-        OMP_NUM_THREADS="2", GLOG_minloglevel="2", MKL_DEBUG_CPU_TYPE="5",
-    )  # fmt: skip
-    assert "RuntimeWarning" not in quiet.stderr, "nothing came too late"
+    assert "OMP_NUM_THREADS. Import propeller.paddle first" in done.stderr
+
+
+ON_A_CPU_OF = """
+import pathlib
+read = pathlib.Path.read_text
+pathlib.Path.read_text = lambda path: "{vendor}" if path.name == "cpuinfo" else read(path)
+import paddle
+import propeller.paddle.runtime
+"""
+
+
+@pytest.mark.parametrize(("vendor", "said"), [("AuthenticAMD", True), ("GenuineIntel", False)])
+def test_what_costs_no_speed_is_not_said(with_stub, vendor, said):
+    """That of the MKL is for AMD alone; without the level of the log there are more lines in that."""
+    done = with_stub(ON_A_CPU_OF.format(vendor=vendor), OMP_NUM_THREADS="2")
+    assert done.returncode == 0, done.stderr
+    assert ("MKL_DEBUG_CPU_TYPE" in done.stderr) is ("RuntimeWarning" in done.stderr) is said
+    assert "GLOG_minloglevel" not in done.stderr
 
 
 def test_a_broken_paddle_says_itself_what_it_lacks(with_stub):
