@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -57,15 +58,21 @@ def rank_threads() -> int:
 
 
 def has_made_up_threads(root: Path = Path("/proc")) -> bool:
-    """Whether OMP_NUM_THREADS is not the user's: Paddle's launcher gives 1 to every rank unless it was set.
+    """Whether OMP_NUM_THREADS is not the user's: Paddle puts a 1 there at its import, unless it was set.
 
-    It imports Paddle, which puts that into its environment, and passes this on. What the launcher itself
-    was started with, the system remembers (Linux).
+    Paddle's launcher has imported it, too, and passes this on to every rank. What it, or this process, was
+    started with, the system remembers (Linux).
     """
-    if "PADDLE_LOCAL_SIZE" not in os.environ or os.environ.get("OMP_NUM_THREADS") != "1":
+    if os.environ.get("OMP_NUM_THREADS") != "1":
+        return False
+    if "PADDLE_LOCAL_SIZE" in os.environ:
+        importer = str(os.getppid())
+    elif "paddle" in sys.modules:
+        importer = "self"
+    else:
         return False
     try:
-        started_with = (root / str(os.getppid()) / "environ").read_bytes().split(b"\0")
+        started_with = (root / importer / "environ").read_bytes().split(b"\0")
     except OSError:
         return False
     return not any(entry.startswith(b"OMP_NUM_THREADS=") for entry in started_with)

@@ -176,8 +176,13 @@ def cached_records(build: Build, cache_dir: Path | None) -> RecordFile:
 
 
 def default_folder() -> Path:
-    """The user's folder for what can be made again: `$XDG_CACHE_HOME/propeller`, or in `~/.cache`."""
+    """The user's folder for what can be made again: `$XDG_CACHE_HOME/propeller`, or in `~/.cache`.
+
+    A user without a home has one among the temporary files.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        base = os.path.join(tempfile.gettempdir(), f"propeller-cache-{os.getuid()}")
     return Path(base) / "propeller"
 
 

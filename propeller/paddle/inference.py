@@ -14,7 +14,7 @@ from propeller import bundle
 from propeller.bundle import Bundle
 from propeller.errors import ConfigError, ExportError
 from propeller.inputs import check_inputs
-from propeller.paddle.runtime import available_cores, paddle
+from propeller.paddle.runtime import available_cores, check_card, paddle
 
 log = logging.getLogger("propeller")
 
@@ -61,7 +61,7 @@ class Predictor:
         if bf16 and kind != "cpu":
             raise ConfigError("bf16 is for the CPU predictor; got a GPU.")
         if kind == "gpu":
-            _check_card(device)
+            check_card(device)
         modes = ["onednn", "plain"] if kind == "cpu" else ["gpu"]
         if bf16:
             modes.insert(0, "bf16")
@@ -166,25 +166,6 @@ class Predictor:
             if len(array) != rows:
                 raise ExportError(f"Output {name!r} has {len(array)} rows for {rows} of input.")
         return outputs
-
-
-def _check_card(device: str) -> None:
-    """Refuses a card that is not there, since Paddle Inference takes the CPU instead without a word.
-
-    Raises:
-        ConfigError: there is none such, or `device` is neither `gpu` nor `gpu:` with a number.
-    """
-    if not paddle.is_compiled_with_cuda():
-        raise ConfigError(
-            f"device is {device!r}, but this Paddle {paddle.__version__} has no GPU support. Take 'cpu', or "
-            "install paddlepaddle-gpu in its place."
-        )
-    number, cards = device.removeprefix("gpu").removeprefix(":") or "0", paddle.device.cuda.device_count()
-    if not number.isdecimal() or int(number) >= cards:
-        raise ConfigError(
-            f"device is {device!r}, but Paddle sees {cards} cards here; expected 'gpu', or 'gpu:N' with N "
-            "below that."
-        )
 
 
 def _default_threads() -> int:

@@ -38,16 +38,16 @@ def _prepare_environment() -> None:
     unset = wanted.keys() - os.environ.keys()
     if has_made_up_threads():
         unset.add("OMP_NUM_THREADS")
-    missing = {key: wanted[key] for key in unset}
-    if "paddle" in sys.modules and missing:
+    if "paddle" not in sys.modules:
+        os.environ.update({key: wanted[key] for key in unset})
+    elif slow := {key for key in unset - {"GLOG_minloglevel"} if os.environ.get(key) != wanted[key]}:
         warnings.warn(
-            "Paddle was imported before propeller.paddle, so these settings came too late: "
-            f"{', '.join(sorted(missing))}. Import propeller.paddle first, or set them yourself.",
+            "Paddle was imported before propeller.paddle, and computes more slowly than it could here, since "
+            f"these settings came too late: {', '.join(sorted(slow))}. Import propeller.paddle first, or set "
+            "them yourself.",
             RuntimeWarning,
             stacklevel=2,
         )
-        return
-    os.environ.update(missing)
 
 
 class _Filtered(io.TextIOBase):
@@ -101,6 +101,25 @@ def _check_version(version: str) -> None:
 _check_version(paddle.__version__)
 
 
+def check_card(device: str) -> None:
+    """Refuses a card that is not there: Paddle Inference takes the CPU instead without a word.
+
+    Raises:
+        ConfigError: there is none such, or `device` is neither `gpu` nor `gpu:` with a number.
+    """
+    if not paddle.is_compiled_with_cuda():
+        raise ConfigError(
+            f"device is {device!r}, but this Paddle {paddle.__version__} has no GPU support. Take 'cpu', or "
+            "install paddlepaddle-gpu in its place."
+        )
+    number, cards = device.removeprefix("gpu").removeprefix(":") or "0", paddle.device.cuda.device_count()
+    if not number.isdecimal() or int(number) >= cards:
+        raise ConfigError(
+            f"device is {device!r}, but Paddle sees {cards} cards here; expected 'gpu', or 'gpu:N' with N "
+            "below that."
+        )
+
+
 def set_device(name: str | None = None) -> str:
     """Makes `name` the device of this process and returns it.
 
@@ -111,6 +130,8 @@ def set_device(name: str | None = None) -> str:
     Raises:
         ConfigError: Paddle does not know the device, or this build cannot use it.
     """
+    if name is not None and name.partition(":")[0] == "gpu":
+        check_card(name)
     try:
         paddle.set_device(name or paddle.get_device())
     except (ValueError, RuntimeError, OSError) as error:
@@ -122,4 +143,4 @@ def set_device(name: str | None = None) -> str:
     return paddle.get_device()
 
 
-__all__ = ["available_cores", "paddle", "set_device"]
+__all__ = ["available_cores", "check_card", "paddle", "set_device"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_ranks_share_the_cores(monkeypatch, ranks, threads):
 
 
 @pytest.mark.parametrize(
-    ("own", "launcher", "made_up"),
+    ("own", "importer", "made_up"),
     [
         ("1", b"PATH=/bin\0HOME=/root\0", True),
         ("1", b"PATH=/bin\0OMP_NUM_THREADS=1\0", False),
@@ -59,16 +60,22 @@ def test_ranks_share_the_cores(monkeypatch, ranks, threads):
         (None, b"PATH=/bin\0", False),
         ("1", None, False),
     ],
-    ids=["launcher", "user", "own", "unset", "unknown"],
+    ids=["Paddle", "user", "own", "unset", "unknown"],
 )
-def test_threads_that_only_the_launcher_chose(monkeypatch, tmp_path, own, launcher, made_up):
-    monkeypatch.setenv("PADDLE_LOCAL_SIZE", "2")
+@pytest.mark.parametrize("launched", [False, True])
+def test_threads_that_only_paddle_chose(monkeypatch, tmp_path, own, importer, made_up, launched):
+    monkeypatch.delitem(sys.modules, "paddle", raising=False)
+    monkeypatch.delenv("PADDLE_LOCAL_SIZE", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if own is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", own)
-    if launcher is not None:
-        (tmp_path / str(os.getppid())).mkdir()
-        (tmp_path / str(os.getppid()) / "environ").write_bytes(launcher)
+    if importer is not None:
+        folder = tmp_path / (str(os.getppid()) if launched else "self")
+        folder.mkdir()
+        (folder / "environ").write_bytes(importer)
+    assert not has_made_up_threads(tmp_path), "neither a launcher nor this process has imported Paddle"
+    if launched:
+        monkeypatch.setenv("PADDLE_LOCAL_SIZE", "2")
+    else:
+        monkeypatch.setitem(sys.modules, "paddle", cores)
     assert has_made_up_threads(tmp_path) is made_up
-    monkeypatch.delenv("PADDLE_LOCAL_SIZE")
-    assert not has_made_up_threads(tmp_path), "no launcher started this"

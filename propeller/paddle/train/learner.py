@@ -138,7 +138,8 @@ class Learner:
                 )
                 check_hooks(job.hooks)
                 state, position = saving.take_up(job)
-                if main_only:  # not before: a run that is refused leaves no word behind
+                # Not before: a run that is refused, or has nothing to do, leaves no word behind.
+                if main_only and not loop.is_over(config, state):
                     write_run_file(config.model_dir, self._description(), resumed=state.step > 0)
                 self._has_weights = self._has_learnt = True
                 try:

@@ -90,7 +90,7 @@ def train(job: Job, state: RunState, position: Any) -> RunState:
                 saving.save(job, state, position)
                 if signum:
                     raise _interrupted(signum, state)
-            if last is not None and state.step >= last:
+            if is_over(config, state):
                 reason = f"step {last} is already reached (the run is at step {state.step})"
             reason, _ = _agreed(job, reason, ())
             if reason is not None:
@@ -170,6 +170,12 @@ def _agreed(job: Job, reason: str | None, caught: Sequence[int]) -> tuple[str | 
     """What all ranks know after this: whether to stop, and the signal that one of them caught, or 0."""
     stop, signum = job.ranks.max([reason is not None, caught[0] if caught else 0])
     return reason or ("rank 0 asked for it" if stop else None), signum
+
+
+def is_over(config: RunConfig, state: RunState) -> bool:
+    """Whether a run has nothing left to do: its last step is made, and evaluated."""
+    last = _last_step(config, state)
+    return last is not None and state.step >= last and not state.evaluation_due
 
 
 def _last_step(config: RunConfig, state: RunState) -> int | None:

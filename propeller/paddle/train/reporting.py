@@ -58,7 +58,7 @@ class LoggingHook(Hook):
             ("seconds", seconds),
         ):
             sums[name] = sums.get(name, 0) + value
-        if state.step % self._log_steps == 0:
+        if state.step % self._log_steps == 0 or state.step == self._last_step:
             self._report(state)
 
     def _report(self, state: RunState) -> None:
@@ -94,7 +94,7 @@ class LoggingHook(Hook):
         self._since = None
 
     def train_end(self, state: RunState, error: BaseException | None) -> None:
-        if self._sums and error is None:  # what came after the last log step
+        if self._sums and error is None:  # where the data, or a hook, has ended the run between two log steps
             self._report(state)
 
     def _append(self, **line: Any) -> None:

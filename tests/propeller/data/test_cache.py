@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from propeller.data import FeatureColumns, LabelColumn, RawColumn, TextColumn, prepare_files
+from propeller.data import FeatureColumns, LabelColumn, RawColumn, TextColumn, default_folder, prepare_files
 from propeller.errors import ConfigError, DataError
 
 LINES = [f"text {index}\t{index % 2}" for index in range(7)]
@@ -401,6 +401,9 @@ def test_default_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     columns().build_dataset("train", data_dir=path)
     assert len(caches(tmp_path / "home" / ".cache" / "propeller")) == 1
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user id that the system does not know
+    assert default_folder().is_absolute()
 
 
 def test_a_folder_that_cannot_be_written_is_replaced_with_a_warning(tmp_path, caplog):
