@@ -402,7 +402,7 @@ def test_default_folder(tmp_path, monkeypatch):
     columns().build_dataset("train", data_dir=path)
     assert len(caches(tmp_path / "home" / ".cache" / "propeller")) == 1
     monkeypatch.delenv("HOME")
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user id that the system does not know
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # a user whom the system does not know
     assert default_folder().is_absolute()
 
 
