@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ernie.tasks import finetuning, glue
 from ernie.tasks.arguments import argument_parser
+from ernie.tasks.classification import ClassificationProcessor
 from ernie.tasks.classification_data import ClassificationData, add_arguments
 from ernie.tasks.classification_labels import class_weights
 from ernie.tasks.predicting import write_predictions
@@ -33,7 +34,7 @@ def main() -> int:
     """Parses the flags and trains, or predicts."""
     parser = argument_parser(str(__doc__))
     add_arguments(parser)
-    return finetuning.main(parser, train, known=("class_weights",))
+    return finetuning.main(parser, train, known=("class_weights",), task=ClassificationProcessor.name)
 
 
 def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> None:

@@ -67,12 +67,12 @@ def main() -> int:
         for name in ("predict_file", "output_dir"):
             if getattr(args, name) is not None:
                 raise ConfigError(f"--{name} is for prediction: add --do_predict, or leave it out.")
-        return finetuning.main(parser, train)
+        return finetuning.main(parser, train, task=MrcProcessor.name)
     if args.predict_file is None:
         given = [name for name in (*SEARCH_KEYS, "score", "output_dir") if getattr(args, name) is not None]
         if given:
             raise ConfigError(f"--{', --'.join(given)} with --do_predict: these need --predict_file, too.")
-        return finetuning.main(parser, train)
+        return finetuning.main(parser, train, task=MrcProcessor.name)
     if args.output_dir is None:
         raise ConfigError("--predict_file needs --output_dir, the folder for the predictions.")
     check_writable(Path(args.output_dir))

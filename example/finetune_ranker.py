@@ -33,7 +33,7 @@ COLUMNS = ("input_ids", "token_type_ids", "label")
 def main() -> int:
     """Parses the flags and trains, or predicts."""
     known = [*RankingLoss.keys(), "group_size", "skip_unanswered"]
-    return finetuning.main(argument_parser(str(__doc__)), train, known=known)
+    return finetuning.main(argument_parser(str(__doc__)), train, known=known, task=RankingProcessor.name)
 
 
 def train(args: argparse.Namespace, run_config: RunConfig, hparams: HParams) -> None:
