@@ -12,7 +12,6 @@ import pkgutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import pdoc
 
 PACKAGES = ("propeller", "ernie")
@@ -27,22 +26,24 @@ def modules() -> list[str]:
     return found
 
 
-def load_public_names(name: str) -> None:
-    """Puts lazy names into the namespace of their module, the only place where pdoc looks for them."""
+def load_names(name: str) -> None:
+    """Puts lazy names, and named tuples' constructors, into their module: pdoc looks for names only there."""
     module = importlib.import_module(name)
     for public in getattr(module, "__all__", ()):
         setattr(module, public, getattr(module, public))
+    for value in vars(module).values():
+        if isinstance(value, type) and hasattr(value, "_fields"):
+            value.__new__.__module__ = value.__module__
 
 
 def write(folder: Path) -> None:
     """Writes all pages, an index and the search."""
     wanted, covered = [], set()
     for name in modules():
-        load_public_names(name)
+        load_names(name)
         if name not in covered:  # from a package pdoc goes on to its public submodules by itself
             wanted.append(name)
             covered.update(pdoc.extract.walk_specs([name]))
-    sys.modules["np"] = np  # pdoc resolves the annotations of a named tuple outside of its module
     pdoc.render.configure(docformat="google")
     pdoc.pdoc(*wanted, output_directory=folder)
 

@@ -92,7 +92,7 @@ def servers_ended(folder: Path) -> Iterator[None]:
                 os.kill(int(file.read_text()), signal.SIGKILL)
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(1800)  # each block has a limit of its own
 def test_blocks_run(tmp_path: Path, root: Path) -> None:
     make_data(tmp_path / "data")
     make_task_data(tmp_path / "tasks")

@@ -60,7 +60,7 @@ class EncoderModel(Model):
         pad_id, settings = self.encoder.config.pad_token_id, self.settings
         positions = paddle.arange(input_ids.shape[1], dtype="int64").unsqueeze(0)
         real = (input_ids != pad_id).astype("int64")
-        lengths = (real * (positions + 1)).max(axis=1, keepdim=True).clip(min=1)  # [B, 1]
+        lengths = (real * (positions + 1)).amax(axis=1, keepdim=True).clip(min=1)  # [B, 1]
         mask = (positions < lengths).astype("float32")  # [B, S]
         output = self.encoder(input_ids, features["token_type_ids"], attention_mask=mask)
         if settings.pooling == "pooler":
@@ -95,7 +95,7 @@ def _pooled(
         return paddle.matmul(mask.unsqueeze(1), sequence).squeeze(1) / lengths
     mask = mask.unsqueeze(2)
     if pooling == "max":
-        return (sequence * mask + (1 - mask) * _LOWEST).max(axis=1)
+        return (sequence * mask + (1 - mask) * _LOWEST).amax(axis=1)
     return sequence * mask
 
 

@@ -92,7 +92,7 @@ def encode_groups(
     """
     flat_ids, flat_types = (ids.reshape([-1, input_ids.shape[-1]]) for ids in (input_ids, token_type_ids))
     places = paddle.arange(1, flat_ids.shape[1] + 1, dtype="int64")
-    lengths = ((flat_ids != pad_id).astype("int64") * places).max(axis=1).numpy()
+    lengths = ((flat_ids != pad_id).astype("int64") * places).amax(axis=1).numpy()
     order = sorted(lengths.nonzero()[0].tolist(), key=lambda row: (lengths[row], row))
     parts = []
     for start in range(0, len(order), _ROWS_TOGETHER):

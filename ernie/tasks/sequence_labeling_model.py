@@ -68,7 +68,7 @@ class CrfHead(TokenHead):
         """
         is_unit = labels != NO_LABEL
         counts = is_unit.astype("int64").sum(axis=1)
-        most = int(counts.max().item())
+        most = int(counts.amax().item())
         if most == 0:
             return (logits * 0).sum()
         size = labels.shape[1]

@@ -32,7 +32,6 @@ from pathlib import Path
 from types import EllipsisType
 from typing import Any, Literal
 
-import numpy as np
 import zmq
 
 from propeller.errors import ConfigError, ServiceError, Unavailable, did_you_mean
@@ -41,6 +40,7 @@ from propeller.service.auth import secure_client
 from propeller.service.client_link import check_address
 from propeller.service.connection import Connection
 from propeller.service.flow import Flow
+from propeller.service.frames import Array
 from propeller.service.outbox import Call, Deadline
 from propeller.service.splitting import Task
 from propeller.service.wire import Reply, Request
@@ -178,7 +178,7 @@ class InferenceClient(_Client):
         ConfigError: an argument that cannot be used, or no usable keys.
     """
 
-    def __call__(self, *arrays: Any, timeout: Timeout = ...) -> list[np.ndarray]:
+    def __call__(self, *arrays: Any, timeout: Timeout = ...) -> list[Array]:
         """Predicts from arrays.
 
         Args:
@@ -188,12 +188,12 @@ class InferenceClient(_Client):
         Returns:
             The bundle's outputs in its order, row-aligned with the inputs.
         """
-        result: list[np.ndarray] = self._one(self._flow("arrays", [arrays], timeout))
+        result: list[Array] = self._one(self._flow("arrays", [arrays], timeout))
         return result
 
-    def predict(self, arrays: Mapping[str, Any], *, timeout: Timeout = ...) -> dict[str, np.ndarray]:
+    def predict(self, arrays: Mapping[str, Any], *, timeout: Timeout = ...) -> dict[str, Array]:
         """Predicts from arrays by name; returns the outputs by name."""
-        result: dict[str, np.ndarray] = self._one(self._flow("predict", [arrays], timeout))
+        result: dict[str, Array] = self._one(self._flow("predict", [arrays], timeout))
         return result
 
     def answers(self, raws: Sequence[Any], *, timeout: Timeout = ...) -> list[Any]:
@@ -209,12 +209,12 @@ class InferenceClient(_Client):
         result: list[Any] = self._one(self._flow("answers", [raws], timeout))
         return result
 
-    def outputs(self, raws: Sequence[Any], *, timeout: Timeout = ...) -> dict[str, np.ndarray]:
+    def outputs(self, raws: Sequence[Any], *, timeout: Timeout = ...) -> dict[str, Array]:
         """Returns the model's outputs for raw examples by name; for their form see `answers`.
 
         An output whose second axis follows the length of the longest example is filled up with zeros.
         """
-        result: dict[str, np.ndarray] = self._one(self._flow("outputs", [raws], timeout))
+        result: dict[str, Array] = self._one(self._flow("outputs", [raws], timeout))
         return result
 
     def map(
@@ -295,14 +295,14 @@ class AsyncInferenceClient(_Client):
     comes all the same is dropped. Arguments, results and errors are those of `InferenceClient`.
     """
 
-    async def __call__(self, *arrays: Any, timeout: Timeout = ...) -> list[np.ndarray]:
+    async def __call__(self, *arrays: Any, timeout: Timeout = ...) -> list[Array]:
         """As `InferenceClient.__call__`."""
-        result: list[np.ndarray] = await self._one(self._flow("arrays", [arrays], timeout))
+        result: list[Array] = await self._one(self._flow("arrays", [arrays], timeout))
         return result
 
-    async def predict(self, arrays: Mapping[str, Any], *, timeout: Timeout = ...) -> dict[str, np.ndarray]:
+    async def predict(self, arrays: Mapping[str, Any], *, timeout: Timeout = ...) -> dict[str, Array]:
         """As `InferenceClient.predict`."""
-        result: dict[str, np.ndarray] = await self._one(self._flow("predict", [arrays], timeout))
+        result: dict[str, Array] = await self._one(self._flow("predict", [arrays], timeout))
         return result
 
     async def answers(self, raws: Sequence[Any], *, timeout: Timeout = ...) -> list[Any]:
@@ -310,9 +310,9 @@ class AsyncInferenceClient(_Client):
         result: list[Any] = await self._one(self._flow("answers", [raws], timeout))
         return result
 
-    async def outputs(self, raws: Sequence[Any], *, timeout: Timeout = ...) -> dict[str, np.ndarray]:
+    async def outputs(self, raws: Sequence[Any], *, timeout: Timeout = ...) -> dict[str, Array]:
         """As `InferenceClient.outputs`."""
-        result: dict[str, np.ndarray] = await self._one(self._flow("outputs", [raws], timeout))
+        result: dict[str, Array] = await self._one(self._flow("outputs", [raws], timeout))
         return result
 
     async def map(

@@ -17,9 +17,10 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from propeller.errors import ConfigError, ServiceError, did_you_mean
 
@@ -33,7 +34,7 @@ _DTYPES = {
     )
 }
 # By dtype, of either byte order: numpy makes the name anew, in Python, each time that it is asked for.
-_NAMES = {dtype.newbyteorder(order): name for name, dtype in _DTYPES.items() for order in "<>"}
+_NAMES = {either: name for name, dtype in _DTYPES.items() for either in (dtype, dtype.newbyteorder())}
 _ARRAY_KEYS = ("name", "dtype", "shape")
 _MAX_NAME = 64
 # An integer of 64 bits has no more, and none is so long that reading it takes noticeable time.
@@ -43,6 +44,7 @@ _MAX_DEPTH = 32
 _MIN_HEADER_BYTES = 1 << 14
 _NUMPY_MAX_NDIM = 32
 
+Array: TypeAlias = npt.NDArray[Any]
 Frame = bytes | memoryview
 
 
@@ -85,7 +87,7 @@ class WireArray(NamedTuple):
     """One array of a message; `name` is None where its place says what it is."""
 
     name: str | None
-    values: np.ndarray
+    values: Array
 
 
 def to_frames(
@@ -305,7 +307,7 @@ class MessageReader:
         # Beside a size of 0 the others can be anything, and numpy multiplies them all the same.
         if math.prod(max(1, size) for size in shape) > self._limits.max_message_bytes:
             self.fail(f"{where} has the shape {list(shape)}, which is beyond the limits of a message.")
-        values: np.ndarray = np.ndarray(shape, dtype, buffer=frame)
+        values: Array = np.ndarray(shape, dtype, buffer=frame)
         if given == "bool" and values.view(np.uint8).max(initial=0) > 1:
             self.fail(f"{where} is bool, but holds bytes other than 0 and 1.")
         values.setflags(write=False)

@@ -20,6 +20,7 @@ from propeller.data import pad_batch
 from propeller.errors import BadRequest, DataError, ExportError, PropellerError, ServerError, ServiceError
 from propeller.inputs import check_inputs, match_inputs, row_lengths
 from propeller.processor import Answer, Processor, Raw, as_answer
+from propeller.service.frames import Array
 from propeller.service.wire import Request, WireArray
 
 Example = Mapping[str, Any]
@@ -52,9 +53,9 @@ class Inputs:
         windows: what answers are joined with; None where each row has its own.
     """
 
-    arrays: Mapping[str, np.ndarray]
+    arrays: Mapping[str, Array]
     lengths: list[int]
-    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+    extras: Mapping[str, Array] = field(default_factory=dict)
     windows: Windows | None = None
 
     @property
@@ -65,7 +66,7 @@ class Inputs:
 
 
 # Arrays of a request, places of its rows in a batch, and these rows.
-Part = tuple[Mapping[str, np.ndarray], list[int], list[int]]
+Part = tuple[Mapping[str, Array], list[int], list[int]]
 
 
 class Layout:
@@ -184,7 +185,7 @@ class Layout:
             )
         return examples
 
-    def _padded(self, examples: Sequence[Sequence[Example]]) -> list[dict[str, np.ndarray]]:
+    def _padded(self, examples: Sequence[Sequence[Example]]) -> list[dict[str, Array]]:
         """The arrays of several requests, checked; of each they are what they would be by themselves."""
         named = {spec.name: spec.pad_value for spec in self._inputs}
         rows = [{name: row[name] for name in named} for own in examples for row in own]
@@ -201,7 +202,7 @@ class Layout:
         request: Request,
         raws: Sequence[Raw],
         windows: Sequence[Sequence[Example]],
-        arrays: Mapping[str, np.ndarray],
+        arrays: Mapping[str, Array],
     ) -> Inputs:
         """What a request asks to run, once its arrays are made."""
         examples = [example for each in windows for example in each]
@@ -267,7 +268,7 @@ class Layout:
                 ) from error
         return answers
 
-    def pad(self, parts: Sequence[Part], num_rows: int, length: int) -> dict[str, np.ndarray]:
+    def pad(self, parts: Sequence[Part], num_rows: int, length: int) -> dict[str, Array]:
         """Puts rows of several requests into one batch, filled up with pad values.
 
         Args:
@@ -289,7 +290,7 @@ class Layout:
         return padded
 
     def join(
-        self, parts: Sequence[tuple[list[int], Mapping[str, np.ndarray]]], inputs: Inputs
+        self, parts: Sequence[tuple[list[int], Mapping[str, Array]]], inputs: Inputs
     ) -> list[WireArray]:
         """Puts the outputs of a request together, with the columns that rode along.
 
@@ -321,7 +322,7 @@ class Layout:
             joined.append(WireArray(spec.name, target))
         return [*joined, *(WireArray(name, values) for name, values in inputs.extras.items())]
 
-    def _width(self, arrays: Mapping[str, np.ndarray]) -> int:
+    def _width(self, arrays: Mapping[str, Array]) -> int:
         """Size of `axis` in a request's arrays, 0 if there is none."""
         return 0 if self._measure is None else arrays[self._measure].shape[1]
 
@@ -333,7 +334,7 @@ def _raw_of(processor: Processor, place: int, value: Any) -> Raw:
         raise DataError(f"raws[{place}]: {as_answer(error)}") from error
 
 
-def _cut(arrays: Mapping[str, np.ndarray], start: int, examples: Sequence[Example]) -> dict[str, np.ndarray]:
+def _cut(arrays: Mapping[str, Array], start: int, examples: Sequence[Example]) -> dict[str, Array]:
     """The rows of some examples, with no more padding than these need."""
     cut = {}
     for name, array in arrays.items():
@@ -343,7 +344,7 @@ def _cut(arrays: Mapping[str, np.ndarray], start: int, examples: Sequence[Exampl
     return cut
 
 
-def _copy(source: np.ndarray, from_rows: list[int] | slice, target: np.ndarray, to_rows: list[int]) -> None:
+def _copy(source: Array, from_rows: list[int] | slice, target: Array, to_rows: list[int]) -> None:
     """Copies rows, and of each what has room in both arrays."""
     inner = tuple(slice(min(sizes)) for sizes in zip(source.shape[1:], target.shape[1:], strict=True))
     here: tuple[Any, ...] = (from_rows, *inner)
@@ -368,7 +369,7 @@ def _check_axes(bundle: Bundle) -> None:
         )
 
 
-def _views(arrays: Mapping[str, np.ndarray], row: int, example: Example) -> dict[str, np.ndarray]:
+def _views(arrays: Mapping[str, Array], row: int, example: Example) -> dict[str, Array]:
     """What the model takes of an example, out of the padded arrays, so that it is not held twice."""
     return {
         name: array[row][tuple(slice(size) for size in np.shape(example[name]))]

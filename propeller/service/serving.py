@@ -14,11 +14,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from propeller.bundle import ArraySpec, Bundle
 from propeller.errors import BadRequest, DeadlineExceeded, Overloaded, ServerError, ServiceError, WorkerDied
 from propeller.service.batcher import Batch, Batcher, Counters
+from propeller.service.frames import Array
 from propeller.service.lanes import Job
 from propeller.service.layout import Inputs, Layout
 from propeller.service.plan import BatchLimits
@@ -50,7 +49,7 @@ class Ticket:
     inputs: Inputs
     received: float
     deadline: float | None
-    parts: list[tuple[list[int], Mapping[str, np.ndarray], Sequence[Any]]] = field(default_factory=list)
+    parts: list[tuple[list[int], Mapping[str, Array], Sequence[Any]]] = field(default_factory=list)
     left: int = 0
 
     @property
@@ -80,7 +79,7 @@ class Work:
     """
 
     batch: Batch
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, Array]
     finish: list[int]
     outputs: bool
 
@@ -224,7 +223,7 @@ class Serving:
         arrays = self.layout.pad(parts, len(batch.rows), batch.padded_length)
         return Work(batch, arrays, finish, outputs)
 
-    def done(self, number: int, outputs: Mapping[str, np.ndarray], answers: Sequence[Any]) -> Answered:
+    def done(self, number: int, outputs: Mapping[str, Array], answers: Sequence[Any]) -> Answered:
         """Takes what a worker made of a batch.
 
         Args:

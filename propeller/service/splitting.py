@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from propeller.errors import BadRequest, ServerError
-from propeller.service.frames import to_json
+from propeller.service.frames import Array, to_json
 from propeller.service.wire import Reply, Request, WireArray
 
 # With its header a part is below the lowest limit that a server can be given, of 1 MiB: a server hangs up on
@@ -105,7 +105,7 @@ def mismatch(reply: Reply, part: Part) -> ServerError | None:
     return None
 
 
-def _array(name: int | str, values: Any) -> np.ndarray:
+def _array(name: int | str, values: Any) -> Array:
     try:
         array = np.asarray(values)
     except (TypeError, ValueError) as error:
@@ -171,7 +171,7 @@ def _raw_parts(
     yield Part(Request(_NO_ID, model=model, raws=part, want=want), len(part))
 
 
-def _joined(replies: Sequence[Reply]) -> list[tuple[str | None, np.ndarray]]:
+def _joined(replies: Sequence[Reply]) -> list[tuple[str | None, Array]]:
     """The arrays of all replies, row after row, writable.
 
     Raises:
@@ -184,7 +184,7 @@ def _joined(replies: Sequence[Reply]) -> list[tuple[str | None, np.ndarray]]:
     return [(name, _stacked(name, column)) for name, column in zip(names, columns, strict=True)]
 
 
-def _stacked(name: str | None, arrays: Sequence[np.ndarray]) -> np.ndarray:
+def _stacked(name: str | None, arrays: Sequence[Array]) -> Array:
     """Rows of arrays that may differ in their second axis: the shorter ones end in zeros."""
     first = arrays[0]
     if len(arrays) == 1:
@@ -204,7 +204,7 @@ def _stacked(name: str | None, arrays: Sequence[np.ndarray]) -> np.ndarray:
     return joined
 
 
-def _by_name(replies: Sequence[Reply]) -> dict[str, np.ndarray]:
+def _by_name(replies: Sequence[Reply]) -> dict[str, Array]:
     return {name or str(place): values for place, (name, values) in enumerate(_joined(replies))}
 
 

@@ -17,14 +17,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from propeller import cli
 from propeller.bundle import ArraySpec, read_bundle
 from propeller.errors import ConfigError, ExportError, ServerError
 from propeller.processor import log_failure
 from propeller.service.child import one_line
-from propeller.service.frames import Frame, MessageReader, WireArray, to_frames
+from propeller.service.frames import Array, Frame, MessageReader, WireArray, to_frames
 from propeller.service.host import ANNOUNCE, STOP, Host
 from propeller.service.spawn import HostSettings
 from propeller.service.uplink import Uplink
@@ -102,7 +100,7 @@ class Model:
             log_failure(error)
             return to_frames({"id": batch.id, "kind": "failed", "problem": problem}, (), None, ServerError)
 
-    def _finish(self, outputs: Mapping[str, np.ndarray], rows: Sequence[int]) -> list[Any]:
+    def _finish(self, outputs: Mapping[str, Array], rows: Sequence[int]) -> list[Any]:
         """What the processor makes of some of the rows."""
         if not rows:
             return []
@@ -169,11 +167,11 @@ def in_time(
 
 def warmup_batch(
     specs: Sequence[ArraySpec],
-    probe: Mapping[str, np.ndarray],
+    probe: Mapping[str, Array],
     axis_limits: Mapping[str, int],
     num_rows: int,
     length: int,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Array]:
     """Repeats and cuts a batch, whose values the model takes, to a shape.
 
     Args:
